@@ -1,0 +1,1 @@
+//! The only place where engines, store, clock and registry meet.

@@ -1,0 +1,3 @@
+//! The first process in a machine.
+
+fn main() {}

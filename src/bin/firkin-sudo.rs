@@ -1,0 +1,3 @@
+//! The setuid `sudo` of the supplement layer.
+
+fn main() {}

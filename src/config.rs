@@ -1,0 +1,1 @@
+//! Configuration: one small struct a concern; flags > environment > file > defaults.

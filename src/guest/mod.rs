@@ -1,0 +1,1 @@
+//! What runs inside a machine: the envd API, its processes and files.

@@ -1,0 +1,3 @@
+//! Chooses a role, runs it, and gives its exit code.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! The way to a sandbox's own ports: one tower stack.

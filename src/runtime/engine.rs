@@ -1,0 +1,160 @@
+//! The engine contract: what makes machines, and what a machine can do.
+//!
+//! ```text
+//!            create                    stop
+//!   (none) ---------> live <-> frozen ------> gone        exited() resolves at "gone"
+//!            adopt      \________________________^
+//! ```
+//! An engine holds no policy. Its callers (one driver a sandbox) never call two methods of one
+//! machine at the same time, except `stats`, `link` and `exited`, which may be called at any time.
+//! Every test of this contract runs against every engine.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+
+use crate::{
+    id::{BuildId, SandboxId},
+    runtime::link::GuestLink,
+    sandbox::Resources,
+};
+
+/// What a new machine is made of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MachineSpec {
+    /// Whose machine.
+    pub sandbox: SandboxId,
+    /// Which of the sandbox's machines; unique in the sandbox's life.
+    pub generation: u64,
+    /// The image.
+    pub build: BuildId,
+    /// The size.
+    pub resources: Resources,
+    /// The host name inside.
+    pub hostname: String,
+}
+
+/// What the engine needs to find a machine again after a restart. Opaque to everybody else.
+pub type MachineRecord = serde_json::Value;
+
+/// What a machine uses; each figure is the machine's own, never the host's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct MachineStats {
+    /// CPU time used since its start, in nanoseconds.
+    pub cpu_ns: u64,
+    /// Memory charged, in bytes.
+    pub memory_bytes: u64,
+    /// Of it, page cache, in bytes.
+    pub cache_bytes: u64,
+    /// The limit, in bytes.
+    pub memory_limit_bytes: u64,
+    /// Bytes in its writable layer.
+    pub disk_bytes: u64,
+    /// Processes.
+    pub processes: u64,
+}
+
+/// An ability that not every engine has, with the reason where it is missing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ability {
+    /// The engine can.
+    Present,
+    /// It cannot, because of this.
+    Missing(&'static str),
+}
+
+/// What an engine can do beyond making and ending machines.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Capabilities {
+    /// Freeze and thaw.
+    pub freeze: Ability,
+    /// Snapshots that hold memory.
+    pub memory_snapshot: Ability,
+    /// Machines that outlive the gateway.
+    pub survive_gateway: Ability,
+}
+
+/// Why an engine could not do what it was asked to.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EngineError {
+    /// The machine is gone.
+    #[error("the machine is gone")]
+    Gone,
+    /// The engine does not have this ability.
+    #[error("{ability} is not available with the {engine} engine: {reason}")]
+    Unsupported {
+        /// The engine.
+        engine: &'static str,
+        /// What was asked.
+        ability: &'static str,
+        /// Why not.
+        reason: &'static str,
+    },
+    /// No room: ids, memory, descriptors.
+    #[error("no capacity: {0}")]
+    Capacity(String),
+    /// The build has no image on this host.
+    #[error("build {0} has no image on this host")]
+    NoImage(BuildId),
+    /// The host could not do it; nothing is left behind.
+    #[error("{step}: {reason}")]
+    Host {
+        /// What was being done.
+        step: &'static str,
+        /// What the host said.
+        reason: String,
+    },
+}
+
+/// Makes machines.
+#[async_trait]
+pub trait Engine: Send + Sync + fmt::Debug {
+    /// The engine's name in configuration, logs and answers.
+    fn name(&self) -> &'static str;
+
+    /// What it can do on this host. Constant after start.
+    fn capabilities(&self) -> Capabilities;
+
+    /// Makes a machine whose link accepts. All or nothing, also when the returned future is
+    /// dropped: what was made is then released in the background.
+    async fn create(&self, spec: MachineSpec) -> Result<Arc<dyn Machine>, EngineError>;
+
+    /// Finds the machine of an earlier gateway. `Ok(None)`: it is gone for good and holds nothing.
+    async fn adopt(
+        &self,
+        sandbox: SandboxId,
+        record: &MachineRecord,
+    ) -> Result<Option<Arc<dyn Machine>>, EngineError>;
+
+    /// Ends every machine of this engine that is not in `keep`, adopted or not, with all it
+    /// holds. Called once at start, after adoption. Returns what was ended.
+    async fn sweep(&self, keep: &[SandboxId]) -> Result<Vec<SandboxId>, EngineError>;
+}
+
+/// One isolated environment. Dropping the last handle does not end it: `stop` does.
+#[async_trait]
+pub trait Machine: Send + Sync + fmt::Debug {
+    /// What finds it again after a restart.
+    fn record(&self) -> MachineRecord;
+
+    /// The way in. Cheap; streams opened through it break when the machine ends.
+    fn link(&self) -> Arc<dyn GuestLink>;
+
+    /// Ends the machine: everything in it is killed at once, after at most `grace` for the guest
+    /// to hear of it (zero: none). Idempotent. When it returns `Ok`, no process of the machine is
+    /// left and its capacity can be given away; files may still be on their way out.
+    async fn stop(&self, grace: Duration) -> Result<(), EngineError>;
+
+    /// Stops time for all processes; memory stays. Legal when live.
+    async fn freeze(&self) -> Result<(), EngineError>;
+
+    /// Lets a frozen machine go on. Legal when frozen; a no-op when live.
+    async fn thaw(&self) -> Result<(), EngineError>;
+
+    /// What it uses now.
+    async fn stats(&self) -> Result<MachineStats, EngineError>;
+
+    /// Resolves when the machine is gone, by itself or by `stop`. May be awaited by many.
+    async fn exited(&self);
+}

@@ -1,0 +1,208 @@
+//! The store contract: what must survive a restart, as small records.
+//!
+//! One writer thread behind the implementation puts writes in order; each method is atomic and,
+//! when it returns, durable. No caller on the data path uses the store. Implementations are
+//! compared by one contract test.
+
+use std::{fmt, time::Duration};
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    id::{BuildId, KeyId, SandboxId, TeamId, TemplateId},
+    sandbox::{Resources, SandboxRecord, SandboxState},
+};
+
+/// An owner of keys, templates and sandboxes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Team {
+    /// Its id.
+    pub id: TeamId,
+    /// Its namespace in template names: `^[a-z0-9-_]+$`, unique.
+    pub slug: String,
+    /// For people.
+    pub name: String,
+    /// When it was made.
+    pub created_at: Timestamp,
+}
+
+/// An API key as stored: never the key itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ApiKey {
+    /// Its id.
+    pub id: KeyId,
+    /// Whose key.
+    pub team: TeamId,
+    /// For people.
+    pub name: String,
+    /// SHA-256 of the key's twenty raw bytes, in hex.
+    pub hash: String,
+    /// The first two and last four hex digits, for lists.
+    pub mask: (String, String),
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// When a request last used it, to the minute.
+    pub last_used: Option<Timestamp>,
+}
+
+/// A template: a name for builds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Template {
+    /// Its id.
+    pub id: TemplateId,
+    /// Whose template; none: everybody's (`base`).
+    pub team: Option<TeamId>,
+    /// Visible to other teams.
+    pub public: bool,
+    /// Names without namespace; bare names of a template without a team are global.
+    pub aliases: Vec<String>,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// When its newest build was assigned.
+    pub updated_at: Timestamp,
+    /// When a sandbox was last made from it.
+    pub last_spawned_at: Option<Timestamp>,
+    /// How many sandboxes were made from it.
+    pub spawn_count: u64,
+    /// What its default tag points to.
+    pub build: Option<Build>,
+}
+
+/// One build of a template.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Build {
+    /// Its id, also the name of its image.
+    pub id: BuildId,
+    /// The template.
+    pub template: TemplateId,
+    /// The size of its sandboxes.
+    pub resources: Resources,
+    /// For `base`: the fingerprint of the host's packages.
+    pub fingerprint: Option<String>,
+    /// When it was made.
+    pub created_at: Timestamp,
+}
+
+/// Which sandboxes a list wants (contract/control-plane 2.2).
+#[derive(Debug, Clone, Default)]
+pub struct SandboxFilter {
+    /// Whose; always set by callers that answer a team.
+    pub team: Option<TeamId>,
+    /// Any of these states; empty: running and paused.
+    pub states: Vec<SandboxState>,
+    /// All of these labels, exactly.
+    pub metadata: Vec<(String, String)>,
+    /// Started at or after.
+    pub started_after: Option<Timestamp>,
+    /// Only of this template.
+    pub template: Option<TemplateId>,
+    /// Oldest first instead of newest first.
+    pub ascending: bool,
+    /// Strictly behind this (start, id) in the order of the list.
+    pub after: Option<(Timestamp, SandboxId)>,
+    /// At most so many; none: all.
+    pub limit: Option<u32>,
+}
+
+/// A stored answer to a create with an `Idempotency-Key` (contract/control-plane 1.9).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Idempotency {
+    /// The key is new and now held by the caller.
+    Mine,
+    /// The same request was answered: repeat it.
+    Answered {
+        /// HTTP status.
+        status: u16,
+        /// JSON body.
+        body: String,
+    },
+    /// The same request is still running.
+    InProgress,
+    /// The key was used for another request.
+    Mismatch,
+    /// The gateway that held the key died before it answered.
+    OutcomeUnknown,
+}
+
+/// Why the store did not do it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// A unique name is taken.
+    #[error("{0} is already used")]
+    Conflict(String),
+    /// The record does not exist.
+    #[error("no such record")]
+    Missing,
+    /// The store itself failed.
+    #[error("store: {0}")]
+    Backend(String),
+}
+
+/// Durable records.
+#[async_trait]
+pub trait Store: Send + Sync + fmt::Debug {
+    /// Adds a team; `Conflict` when the slug is taken.
+    async fn add_team(&self, team: Team) -> Result<(), StoreError>;
+    /// All teams, oldest first.
+    async fn teams(&self) -> Result<Vec<Team>, StoreError>;
+
+    /// Adds a key of an existing team.
+    async fn add_key(&self, key: ApiKey) -> Result<(), StoreError>;
+    /// All keys, oldest first.
+    async fn keys(&self) -> Result<Vec<ApiKey>, StoreError>;
+    /// Removes a key; `Missing` when there is none.
+    async fn remove_key(&self, id: KeyId) -> Result<(), StoreError>;
+    /// Notes that a key was used.
+    async fn touch_key(&self, id: KeyId, at: Timestamp) -> Result<(), StoreError>;
+
+    /// Adds a template or replaces the one of the same id; `Conflict` when an alias is taken.
+    async fn put_template(&self, template: Template) -> Result<(), StoreError>;
+    /// Adds a build and makes it what the template's default tag points to.
+    async fn add_build(&self, build: Build) -> Result<(), StoreError>;
+    /// Every template visible to the team: its own, public ones and global ones, oldest first.
+    async fn templates(&self, team: TeamId) -> Result<Vec<Template>, StoreError>;
+    /// Any template by id.
+    async fn template(&self, id: &TemplateId) -> Result<Option<Template>, StoreError>;
+    /// Resolves a name: namespace `slug` or none, then alias, then id (contract/control-plane 4).
+    /// Visibility is the caller's business.
+    async fn resolve_template(
+        &self,
+        team: TeamId,
+        namespace: Option<&str>,
+        name: &str,
+    ) -> Result<Option<Template>, StoreError>;
+    /// Counts one more sandbox of a template.
+    async fn count_spawn(&self, id: &TemplateId, at: Timestamp) -> Result<(), StoreError>;
+
+    /// Adds a sandbox or replaces the record of the same id.
+    async fn put_sandbox(&self, record: SandboxRecord) -> Result<(), StoreError>;
+    /// Removes a sandbox; no error when there is none.
+    async fn remove_sandbox(&self, id: SandboxId) -> Result<(), StoreError>;
+    /// One sandbox, in any state.
+    async fn sandbox(&self, id: SandboxId) -> Result<Option<SandboxRecord>, StoreError>;
+    /// Sandboxes by filter, in its order.
+    async fn sandboxes(&self, filter: SandboxFilter) -> Result<Vec<SandboxRecord>, StoreError>;
+    /// How many there are by filter, paging ignored.
+    async fn count_sandboxes(&self, filter: SandboxFilter) -> Result<u64, StoreError>;
+
+    /// Takes an idempotency key, or says what became of it. `fingerprint` is of the parsed body.
+    async fn begin_idempotent(
+        &self,
+        team: TeamId,
+        key: &str,
+        fingerprint: &str,
+        now: Timestamp,
+        ttl: Duration,
+    ) -> Result<Idempotency, StoreError>;
+    /// Keeps the answer for a key taken with [`Idempotency::Mine`].
+    async fn finish_idempotent(
+        &self,
+        team: TeamId,
+        key: &str,
+        status: u16,
+        body: &str,
+    ) -> Result<(), StoreError>;
+}

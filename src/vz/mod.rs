@@ -1,0 +1,1 @@
+//! The Apple Virtualization.framework engine, on macOS; elsewhere a stub that says what to use instead.

@@ -1,0 +1,1 @@
+//! The root helper: the only process that mounts, clones and writes cgroups.
