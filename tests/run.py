@@ -1,0 +1,187 @@
+"""Runs every kind of test, shows its output as it comes, and ends with one line that counts them.
+
+unit   the crate's own unit and integration tests (cargo test)
+sdk    the official SDKs, in Python and JS, and the scripts in examples/, against one real server
+all    both
+soak   the long runs, one after the other
+"""
+
+import contextlib
+import os
+import pathlib
+import platform
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+ENV = ROOT / "target" / "test-env"
+PYTHON = ENV / "venv" / "bin" / "python"
+NODE = ENV / "node-bin"
+FIRKIN = ROOT / "target" / f"{platform.machine()}-unknown-linux-gnu" / "release" / "firkin"
+START_SECONDS = 180
+STOP_SECONDS = 60
+
+
+class Counts:
+    """Passed, failed and skipped, over all stages."""
+
+    def __init__(self):
+        self.passed = self.failed = self.skipped = 0
+
+    def add(self, passed, failed, skipped=0):
+        self.passed += passed
+        self.failed += failed
+        self.skipped += skipped
+
+
+def stream(command, environment=None, cwd=ROOT):
+    """Runs a command, prints its output as it comes, and returns its exit code and the output."""
+    print(f"\n$ {' '.join(str(part) for part in command)}", flush=True)
+    process = subprocess.Popen(
+        command, cwd=cwd, env=environment, text=True, errors="replace",
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )
+    lines = []
+    for line in process.stdout:
+        print(line, end="", flush=True)
+        lines.append(line)
+    return process.wait(), "".join(lines)
+
+
+def cargo_tests(counts, *extra):
+    command = ["cargo", "test", "--all-features", "--no-fail-fast", *extra]
+    code, output = stream(command)
+    results = re.findall(r"test result: \w+\. (\d+) passed; (\d+) failed; (\d+) ignored", output)
+    failed = sum(int(result[1]) for result in results)
+    counts.add(sum(int(result[0]) for result in results), failed, sum(int(result[2]) for result in results))
+    if code != 0 and failed == 0:
+        counts.add(0, 1)  # It did not even build.
+
+
+class Server:
+    """One real `firkin serve` with a data directory of its own, on a free port."""
+
+    def __init__(self):
+        self.data = pathlib.Path(tempfile.mkdtemp(prefix="firkin-test-", dir="/var/lib"))
+        self.data.chmod(0o755)
+        self.log = open(ENV / "server.log", "w", encoding="utf-8")
+        self.process = subprocess.Popen(
+            [FIRKIN, "serve", "--listen", "127.0.0.1:0", "--data-dir", self.data / "data", "--stop-sandboxes"],
+            stdout=subprocess.PIPE, stderr=self.log, text=True,
+        )
+        try:
+            self.environment = self._wait_until_ready()
+        except BaseException:
+            self.stop()
+            raise
+
+    def _wait_until_ready(self):
+        timer = threading.Timer(START_SECONDS, self.process.kill)
+        timer.start()
+        environment = dict(os.environ)
+        try:
+            for line in self.process.stdout:
+                print("server:", line, end="", flush=True)
+                if match := re.search(r"export (E2B_\w+)=(\S+)", line):
+                    environment[match[1]] = match[2]
+                if re.search(r"^firkin ready", line):
+                    break
+            else:
+                raise SystemExit(f"the server did not start:\n{(ENV / 'server.log').read_text()}")
+        finally:
+            timer.cancel()
+        for name in ("E2B_API_URL", "E2B_SANDBOX_URL", "E2B_API_KEY"):
+            assert name in environment, f"the server did not print {name}"
+        # What it prints later must not fill the pipe.
+        threading.Thread(target=self.process.stdout.read, daemon=True).start()
+        environment["FIRKIN_BIN"] = str(FIRKIN)
+        environment["FIRKIN_TEST_DATA_DIR"] = str(self.data / "data")
+        return environment
+
+    def stop(self):
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                print("server: did not stop in time", flush=True)
+        self.log.close()
+        shutil.rmtree(self.data, ignore_errors=True)
+
+
+def pytest(counts, environment, *extra):
+    code, output = stream(
+        [PYTHON, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-rfEs", "tests/sdk/python", *extra], environment
+    )
+    found = {name: int(number) for number, name in re.findall(r"(\d+) (passed|failed|errors?|skipped)", output)}
+    failed = found.get("failed", 0) + found.get("error", 0) + found.get("errors", 0)
+    counts.add(found.get("passed", 0), failed or int(code not in (0, 5)), found.get("skipped", 0))
+
+
+def node_tests(counts, environment):
+    # ES modules resolve packages from where they stand, so the tests stand beside node_modules.
+    place = ENV / "js" / "tests"
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(parents=True)
+    for script in sorted((ROOT / "tests" / "sdk" / "js").glob("*.mjs")):
+        shutil.copy(script, place)
+    scripts = sorted(place.glob("*.test.mjs"))
+    if not scripts:
+        return
+    code, output = stream([NODE, "--test", "--test-reporter=tap", *scripts], environment)
+    found = {name: int(number) for name, number in re.findall(r"^# (pass|fail|skipped) (\d+)$", output, re.M)}
+    failed = found.get("fail", 0)
+    counts.add(found.get("pass", 0), failed or int(code != 0), found.get("skipped", 0))
+
+
+def examples(counts, environment):
+    place = ENV / "js" / "examples"
+    shutil.rmtree(place, ignore_errors=True)
+    shutil.copytree(ROOT / "examples" / "js", place)
+    scripts = [(PYTHON, script) for script in sorted((ROOT / "examples" / "python").glob("*.py"))]
+    scripts += [(NODE, script) for script in sorted(place.glob("*.mjs"))]
+    for interpreter, script in scripts:
+        code, _ = stream(["timeout", "120", interpreter, script], environment)
+        print(f"example {script.name}: {'ok' if code == 0 else f'FAILED with exit code {code}'}", flush=True)
+        counts.add(int(code == 0), int(code != 0))
+
+
+@contextlib.contextmanager
+def server():
+    running = Server()
+    try:
+        yield running.environment
+    finally:
+        running.stop()
+
+
+def sdk(counts):
+    with server() as environment:
+        examples(counts, environment)
+        pytest(counts, environment, "-m", "not soak")
+        node_tests(counts, environment)
+
+
+def soak(counts):
+    cargo_tests(counts, "--", "--ignored", "--test-threads=1")
+    with server() as environment:
+        pytest(counts, environment, "-m", "soak")
+
+
+def main():
+    stages = {"unit": [cargo_tests], "sdk": [sdk], "all": [cargo_tests, sdk], "soak": [soak]}
+    counts = Counts()
+    for stage in stages[sys.argv[1] if len(sys.argv) > 1 else "all"]:
+        stage(counts)
+    print(f"\n{counts.passed} passed, {counts.failed} failed, {counts.skipped} skipped", flush=True)
+    return int(counts.failed > 0 or counts.passed == 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
