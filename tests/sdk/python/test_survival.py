@@ -1,0 +1,104 @@
+"""A server that dies, starts again, and goes: nothing is lost, nothing is left."""
+
+import concurrent.futures
+import os
+import subprocess
+import time
+
+import pytest
+
+from conftest import Host
+from e2b import Sandbox
+
+
+def wait_for(condition, seconds=20):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.1)
+    return condition()
+
+
+def test_sandboxes_outlive_kill_9_of_the_gateway_and_the_host_is_as_before(own_server):
+    before = Host.look()
+    own_server.start()
+    options = own_server.options()
+    with concurrent.futures.ThreadPoolExecutor(25) as pool:
+        made = list(pool.map(lambda n: Sandbox.create(timeout=600, metadata={"n": str(n)}, **options), range(100)))
+        answers = list(pool.map(lambda item: item[1].commands.run(f"echo {item[0]} > mark; cat mark").stdout, enumerate(made)))
+    assert answers == [f"{n}\n" for n in range(100)]
+    boots = made[0].files.read("/proc/sys/kernel/random/boot_id")
+    sleeper = made[0].commands.run("sleep 300", background=True)
+
+    own_server.kill()
+    own_server.start()
+    with concurrent.futures.ThreadPoolExecutor(25) as pool:
+        marks = list(pool.map(lambda item: item[1].files.read("mark"), enumerate(made)))
+    assert marks == [f"{n}\n" for n in range(100)]
+    assert made[0].files.read("/proc/sys/kernel/random/boot_id") == boots
+    assert sleeper.pid in [process.pid for process in made[0].commands.list()]
+
+    with concurrent.futures.ThreadPoolExecutor(25) as pool:
+        assert all(pool.map(lambda sandbox: sandbox.kill(), made[:50]))
+    own_server.terminate()
+    assert own_server.process.returncode == 0
+    own_server.start("--stop-sandboxes")
+    listed = Sandbox.list(limit=100, **options).next_items()
+    assert {entry.sandbox_id for entry in listed} == {sandbox.sandbox_id for sandbox in made[50:]}
+    own_server.terminate()
+    assert own_server.process.returncode == 0
+    assert wait_for(lambda: Host.look() == before), difference(before, Host.look())
+    assert list((own_server.home / "data" / "machines").iterdir()) == []
+
+
+def difference(before, after):
+    return {
+        name: (getattr(after, name) - getattr(before, name), getattr(before, name) - getattr(after, name))
+        for name in ("mounts", "cgroups", "netns", "processes", "run")
+    }
+
+
+def test_a_deadline_that_passed_while_the_server_was_down_is_honoured(own_server):
+    own_server.start()
+    options = own_server.options()
+    short = Sandbox.create(timeout=2, **options)
+    long = Sandbox.create(timeout=300, **options)
+    own_server.kill()
+    time.sleep(2.5)
+    own_server.start()
+    assert wait_for(lambda: not short.is_running(), 5)
+    assert long.is_running()
+
+
+def test_keys_work_at_once_and_a_revoked_one_is_refused(own_server):
+    own_server.start()
+    options = own_server.options()
+    data = own_server.home / "data"
+
+    def firkin(*arguments):
+        return subprocess.run(
+            [os.environ["FIRKIN_BIN"], *arguments, "--data-dir", str(data)], capture_output=True, text=True, check=True
+        ).stdout
+
+    made = firkin("key", "create", "--name", "second")
+    key = next(word for word in made.split() if word.startswith("e2b_"))
+    with Sandbox.create(timeout=60, **(options | {"api_key": key})) as sandbox:
+        assert sandbox.commands.run("echo hi").stdout == "hi\n"
+    listed = firkin("key", "list")
+    assert "second" in listed and key not in listed
+    identifier = next(line.split()[0] for line in listed.splitlines() if "second" in line)
+    firkin("key", "revoke", identifier)
+    with pytest.raises(Exception, match="401|Invalid API key"):
+        Sandbox.create(timeout=60, **(options | {"api_key": key}))
+    Sandbox.create(timeout=60, **options).kill()
+
+
+def test_a_second_server_on_the_same_directory_is_refused(own_server):
+    own_server.start()
+    second = subprocess.run(
+        [os.environ["FIRKIN_BIN"], "serve", "--listen", "127.0.0.1:0", "--data-dir", str(own_server.home / "data")],
+        capture_output=True, text=True, timeout=30,
+    )
+    assert second.returncode != 0
+    assert "another" in second.stderr or "already" in second.stderr, second.stderr
