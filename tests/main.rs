@@ -1,0 +1,3 @@
+//! The one integration binary: its folders mirror the rooms of `src/`.
+
+mod architecture;
