@@ -2,4 +2,5 @@
 
 pub mod engine;
 pub mod link;
+pub mod namespace;
 pub mod registry;
