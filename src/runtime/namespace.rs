@@ -4,18 +4,66 @@
 //! must be released belongs to the warden. A create whose caller went away is therefore undone
 //! by one message, and a gateway that dies loses nothing but its connections.
 
-use std::{os::fd::OwnedFd, path::Path, sync::Arc};
+use std::{
+    collections::HashMap,
+    fmt,
+    os::fd::OwnedFd,
+    path::Path,
+    sync::{Arc, Weak},
+    time::Duration,
+};
 
-use crate::runtime::engine::EngineError;
+use async_trait::async_trait;
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use tokio::sync::broadcast::{self, error::RecvError};
+use tokio_util::sync::CancellationToken;
+
+use self::link::NamespaceLink;
+use crate::{
+    id::SandboxId,
+    runtime::{
+        engine::{
+            Ability, Capabilities, Engine, EngineError, Machine, MachineRecord, MachineSpec, MachineStats,
+        },
+        link::GuestLink,
+    },
+    wire::warden::{Call, CreateMachine, Event, MachineInfo, Reply},
+};
 
 mod client;
+mod link;
 
 pub use client::{ClientError, WardenClient};
 
 /// Makes machines through the warden.
 #[derive(Debug)]
 pub struct NamespaceEngine {
-    _client: WardenClient,
+    client: WardenClient,
+    run: Arc<OwnedFd>,
+    exits: Arc<Exits>,
+}
+
+/// Who waits for which machine's end.
+#[derive(Debug, Default)]
+struct Exits {
+    live: Mutex<HashMap<(SandboxId, u64), CancellationToken>>,
+}
+
+/// What finds a machine again: the warden keeps the rest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+struct Record {
+    generation: u64,
+    pid: i32,
+    start_time: u64,
+}
+
+struct NamespaceMachine {
+    info: MachineInfo,
+    client: WardenClient,
+    link: Arc<NamespaceLink>,
+    exits: Arc<Exits>,
+    ended: CancellationToken,
 }
 
 // === impl NamespaceEngine ===
@@ -23,9 +71,232 @@ pub struct NamespaceEngine {
 impl NamespaceEngine {
     /// Takes the gateway's end of the warden's socket. `run_dir` is the directory of the
     /// machines' sockets ([`crate::warden::Prepared::run_dir`]). Call it inside the runtime.
+    #[expect(clippy::unused_async, reason = "only a runtime can register the socket")]
     pub async fn connect(socket: OwnedFd, run_dir: &Path) -> Result<(Arc<Self>, WardenClient), EngineError> {
-        let _ = run_dir;
-        let client = WardenClient::new(socket);
-        Ok((Arc::new(Self { _client: client.clone() }), client))
+        let host = |step, error: std::io::Error| EngineError::Host { step, reason: error.to_string() };
+        use rustix::fs::{Mode, OFlags};
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let run = rustix::fs::open(run_dir, flags, Mode::empty())
+            .map_err(|error| host("open the directory of sockets", error.into()))?;
+        let client = WardenClient::new(socket).map_err(|error| host("watch the helper's socket", error))?;
+        let exits = Arc::new(Exits::default());
+        tokio::spawn(watch(client.clone(), client.events(), Arc::downgrade(&exits)));
+        let engine = Arc::new(Self { client: client.clone(), run: Arc::new(run), exits });
+        Ok((engine, client))
+    }
+
+    fn machine(&self, info: MachineInfo) -> Arc<dyn Machine> {
+        let ended = self.exits.of(info.sandbox, info.generation);
+        let link =
+            NamespaceLink::new(info.sandbox, info.socket.clone(), Arc::clone(&self.run), self.client.clone());
+        Arc::new(NamespaceMachine {
+            info,
+            client: self.client.clone(),
+            link: Arc::new(link),
+            exits: Arc::clone(&self.exits),
+            ended,
+        })
+    }
+}
+
+#[async_trait]
+impl Engine for NamespaceEngine {
+    fn name(&self) -> &'static str {
+        "namespace"
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            freeze: Ability::Present,
+            memory_snapshot: Ability::Missing("a shared kernel cannot write a machine's memory to disk"),
+            survive_gateway: Ability::Present,
+        }
+    }
+
+    async fn create(&self, spec: MachineSpec) -> Result<Arc<dyn Machine>, EngineError> {
+        let (sandbox, generation) = (spec.sandbox, spec.generation);
+        // Registered before the warden knows of it, so that no exit is missed.
+        let _ = self.exits.of(sandbox, generation);
+        let call = Call::CreateMachine(CreateMachine {
+            sandbox,
+            generation,
+            build: spec.build,
+            resources: spec.resources,
+            hostname: spec.hostname,
+        });
+        let (client, exits) = (self.client.clone(), Arc::clone(&self.exits));
+        let (hand_over, made) = tokio::sync::oneshot::channel();
+        // Its own task: the caller may go away at any time, the machine must not be left behind.
+        tokio::spawn(async move {
+            let answer = client.call(call).await;
+            let created = answer.is_ok();
+            if !created {
+                exits.end(sandbox, generation);
+            }
+            if hand_over.send(answer).is_err() && created {
+                let _ = client.call(Call::StopMachine { sandbox, keep_disk: false }).await;
+                exits.end(sandbox, generation);
+            }
+        });
+        match made.await {
+            Ok(Ok((Reply::Machine(info), _))) => Ok(self.machine(info)),
+            Ok(Ok(_)) | Err(_) => Err(ClientError::Unexpected.during("make the machine")),
+            Ok(Err(error)) => Err(error.during("make the machine")),
+        }
+    }
+
+    async fn adopt(
+        &self,
+        sandbox: SandboxId,
+        record: &MachineRecord,
+    ) -> Result<Option<Arc<dyn Machine>>, EngineError> {
+        let Ok(record) = serde_json::from_value::<Record>(record.clone()) else { return Ok(None) };
+        let ended = self.exits.of(sandbox, record.generation);
+        let found = self.client.machine(sandbox).await.map_err(|error| error.during("find the machine"))?;
+        let found = found.filter(|info| Record::of(info) == record);
+        if found.is_none() {
+            self.exits.end(sandbox, record.generation);
+        }
+        // It may have ended between the list and now: then the event has been heard.
+        Ok(found.filter(|_| !ended.is_cancelled()).map(|info| self.machine(info)))
+    }
+
+    async fn sweep(&self, keep: &[SandboxId]) -> Result<Vec<SandboxId>, EngineError> {
+        let live = self.client.machines().await.map_err(|error| error.during("list machines"))?;
+        let orphans: Vec<SandboxId> =
+            live.iter().map(|info| info.sandbox).filter(|sandbox| !keep.contains(sandbox)).collect();
+        let ends = orphans
+            .iter()
+            .map(|sandbox| self.client.call(Call::StopMachine { sandbox: *sandbox, keep_disk: false }));
+        for ended in futures_util::future::join_all(ends).await {
+            ended.map_err(|error| error.during("end an orphaned machine"))?;
+        }
+        Ok(orphans)
+    }
+}
+
+// === impl NamespaceMachine ===
+
+impl NamespaceMachine {
+    async fn tell(&self, step: &'static str, call: Call) -> Result<Reply, EngineError> {
+        match self.client.call(call).await {
+            Ok((reply, _)) => Ok(reply),
+            Err(_) if self.ended.is_cancelled() => Err(EngineError::Gone),
+            Err(error) => Err(error.during(step)),
+        }
+    }
+}
+
+#[async_trait]
+impl Machine for NamespaceMachine {
+    fn record(&self) -> MachineRecord {
+        serde_json::to_value(Record::of(&self.info)).unwrap_or_default()
+    }
+
+    fn link(&self) -> Arc<dyn GuestLink> {
+        Arc::<NamespaceLink>::clone(&self.link)
+    }
+
+    async fn stop(&self, _grace: Duration) -> Result<(), EngineError> {
+        // The guest hears of its end over the control stream, from its driver; here it is only ended.
+        if self.ended.is_cancelled() {
+            return Ok(());
+        }
+        self.tell("end the machine", Call::StopMachine { sandbox: self.info.sandbox, keep_disk: false })
+            .await?;
+        self.exits.end(self.info.sandbox, self.info.generation);
+        Ok(())
+    }
+
+    async fn freeze(&self) -> Result<(), EngineError> {
+        self.tell("freeze the machine", Call::Freeze { sandbox: self.info.sandbox }).await.map(drop)
+    }
+
+    async fn thaw(&self) -> Result<(), EngineError> {
+        self.tell("thaw the machine", Call::Thaw { sandbox: self.info.sandbox }).await.map(drop)
+    }
+
+    async fn stats(&self) -> Result<MachineStats, EngineError> {
+        match self.tell("measure the machine", Call::Stats { sandbox: self.info.sandbox }).await? {
+            Reply::Stats(stats) => Ok(MachineStats {
+                cpu_ns: stats.cpu_ns,
+                memory_bytes: stats.memory_bytes,
+                cache_bytes: stats.cache_bytes,
+                memory_limit_bytes: stats.memory_limit_bytes,
+                disk_bytes: stats.disk_bytes,
+                processes: stats.processes,
+            }),
+            _ => Err(ClientError::Unexpected.during("measure the machine")),
+        }
+    }
+
+    async fn exited(&self) {
+        self.ended.cancelled().await;
+    }
+}
+
+impl fmt::Debug for NamespaceMachine {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_tuple("NamespaceMachine").field(&self.info).finish()
+    }
+}
+
+// === impl Record ===
+
+impl Record {
+    fn of(info: &MachineInfo) -> Self {
+        Self { generation: info.generation, pid: info.pid, start_time: info.start_time }
+    }
+}
+
+// === impl Exits ===
+
+impl Exits {
+    fn of(&self, sandbox: SandboxId, generation: u64) -> CancellationToken {
+        self.live.lock().entry((sandbox, generation)).or_default().clone()
+    }
+
+    fn end(&self, sandbox: SandboxId, generation: u64) {
+        if let Some(token) = self.live.lock().remove(&(sandbox, generation)) {
+            token.cancel();
+        }
+    }
+
+    /// Ends what is not in the list.
+    fn retain(&self, live: &[MachineInfo], before: &[(SandboxId, u64)]) {
+        for (sandbox, generation) in before {
+            if !live.iter().any(|info| (info.sandbox, info.generation) == (*sandbox, *generation)) {
+                self.end(*sandbox, *generation);
+            }
+        }
+    }
+}
+
+/// Tells machines that they are gone. A warden that is gone says nothing of its machines: they live on.
+async fn watch(client: WardenClient, mut events: broadcast::Receiver<Event>, exits: Weak<Exits>) {
+    loop {
+        let event = tokio::select! {
+            () = client.closed() => return,
+            event = events.recv() => event,
+        };
+        let Some(exits) = exits.upgrade() else { return };
+        match event {
+            Ok(Event::MachineExited { sandbox, generation }) => exits.end(sandbox, generation),
+            Ok(_) => {}
+            Err(RecvError::Closed) => return,
+            // Some exits went unheard: compare with what is alive.
+            Err(RecvError::Lagged(_)) => {
+                let before: Vec<_> = exits.live.lock().keys().copied().collect();
+                if let Ok(live) = client.machines().await {
+                    exits.retain(&live, &before);
+                }
+            }
+        }
+    }
+}
+
+impl ClientError {
+    fn during(self, step: &'static str) -> EngineError {
+        EngineError::Host { step, reason: self.to_string() }
     }
 }

@@ -18,8 +18,10 @@ use std::{io, os::fd::OwnedFd, path::PathBuf};
 
 mod cgroup;
 mod instance;
+mod packet;
 mod prepare;
 mod privilege;
+mod worker;
 
 pub use prepare::{Prepared, prepare};
 pub use privilege::drop_privileges;

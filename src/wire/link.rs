@@ -59,6 +59,13 @@ pub enum Answer {
 #[error("malformed link handshake: {0}")]
 pub struct Malformed(&'static str);
 
+// === impl Malformed ===
+
+impl Malformed {
+    /// A well-formed line at the wrong time, or one without end.
+    pub const UNEXPECTED: Self = Self("unexpected line");
+}
+
 // === impl Nonce ===
 
 impl fmt::Debug for Nonce {

@@ -64,8 +64,17 @@ pub enum Call {
         /// IPv6 instead of IPv4.
         v6: bool,
     },
-    /// Every machine of this instance that is alive. Answered with [`Reply::Machines`].
-    ListMachines,
+    /// The machines of this instance that are alive, in the order of their ids, as many as fit
+    /// one packet. Answered with [`Reply::Machines`].
+    ListMachines {
+        /// Only those after this one. None: from the first. An empty answer: there are no more.
+        after: Option<SandboxId>,
+    },
+    /// The machine of a sandbox, if it is alive. Answered with [`Reply::Machines`] of one or none.
+    FindMachine {
+        /// Whose machine.
+        sandbox: SandboxId,
+    },
     /// The state of the `base` template: builds it when the host's packages changed or it was
     /// never built; progress comes as [`Event::Progress`]. Answered with [`Reply::Image`].
     EnsureBase,
@@ -135,9 +144,9 @@ pub enum Reply {
     },
     /// A machine.
     Machine(MachineInfo),
-    /// All machines.
+    /// Some machines.
     Machines {
-        /// In no order.
+        /// In the order of their ids.
         machines: Vec<MachineInfo>,
     },
     /// What a machine uses.
