@@ -4,6 +4,8 @@
 //! when it returns, durable. No caller on the data path uses the store. Implementations are
 //! compared by one contract test.
 
+pub mod sqlite;
+
 use std::{fmt, time::Duration};
 
 use async_trait::async_trait;
@@ -24,8 +26,23 @@ pub struct Team {
     pub slug: String,
     /// For people.
     pub name: String,
+    /// What it may do.
+    pub standing: Standing,
     /// When it was made.
     pub created_at: Timestamp,
+}
+
+/// What a team may do (contract/control-plane 1.3).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "lowercase")]
+pub enum Standing {
+    /// Everything.
+    #[default]
+    Good,
+    /// Read and delete only, for this reason.
+    Blocked(String),
+    /// Nothing.
+    Banned,
 }
 
 /// An API key as stored: never the key itself.
@@ -148,6 +165,8 @@ pub trait Store: Send + Sync + fmt::Debug {
     async fn add_team(&self, team: Team) -> Result<(), StoreError>;
     /// All teams, oldest first.
     async fn teams(&self) -> Result<Vec<Team>, StoreError>;
+    /// Changes what a team may do; `Missing` when there is none.
+    async fn set_standing(&self, id: TeamId, standing: Standing) -> Result<(), StoreError>;
 
     /// Adds a key of an existing team.
     async fn add_key(&self, key: ApiKey) -> Result<(), StoreError>;

@@ -1,1 +1,39 @@
-//! The control plane: one axum router.
+//! The control plane: one axum router. This file only lists what is where.
+
+pub mod admin;
+mod auth;
+mod extract;
+mod health;
+pub mod keyring;
+mod layers;
+mod openapi;
+pub mod reply;
+mod state;
+
+use axum::{Router, middleware};
+use utoipa::OpenApi as _;
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+pub use state::{AppState, Settings};
+
+/// Every route of the control plane, with its layers.
+pub fn router(state: AppState) -> Router {
+    let (router, document) = documented().split_for_parts();
+    let document = std::sync::Arc::new(document);
+    router
+        .route("/openapi.json", axum::routing::get(move || openapi::answer(std::sync::Arc::clone(&document))))
+        .fallback(layers::unknown_route)
+        .method_not_allowed_fallback(layers::unknown_method)
+        .layer(middleware::from_fn(layers::deadline))
+        .layer(layers::cors())
+        .with_state(state)
+}
+
+/// The OpenAPI document of the control plane, as text that ends with a newline.
+pub fn document() -> String {
+    openapi::render(&documented().into_openapi())
+}
+
+fn documented() -> OpenApiRouter<AppState> {
+    OpenApiRouter::with_openapi(openapi::Document::openapi()).routes(routes!(health::health))
+}

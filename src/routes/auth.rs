@@ -1,0 +1,80 @@
+//! Who calls: the team behind `X-API-Key`, with the exact refusals of contract/control-plane 1.3.
+
+use std::sync::Arc;
+
+use axum::extract::FromRequestParts;
+use http::{HeaderMap, StatusCode, header, request::Parts};
+
+use crate::{
+    routes::{keyring::KeyRefused, reply::ApiError, state::AppState},
+    store::{Standing, Team},
+};
+
+const INVALID_KEY: &str =
+    "Invalid API key, please visit https://e2b.dev/docs/api-key for more information.\n";
+
+/// The calling team, for requests that read or delete. Banned teams are refused.
+#[derive(Debug, Clone)]
+pub struct Caller(pub Arc<Team>);
+
+/// The calling team, for requests that change something. Blocked teams are refused too.
+#[derive(Debug, Clone)]
+pub struct Actor(pub Arc<Team>);
+
+// === impl Caller ===
+
+impl FromRequestParts<AppState> for Caller {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, ApiError> {
+        let team = authenticate(&parts.headers, state)?;
+        if team.standing == Standing::Banned {
+            return Err(ApiError::new(StatusCode::FORBIDDEN, "team is banned"));
+        }
+        Ok(Self(team))
+    }
+}
+
+// === impl Actor ===
+
+impl FromRequestParts<AppState> for Actor {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, ApiError> {
+        let Caller(team) = Caller::from_request_parts(parts, state).await?;
+        if let Standing::Blocked(reason) = &team.standing {
+            return Err(ApiError::new(StatusCode::FORBIDDEN, format!("team is blocked: {reason}")));
+        }
+        Ok(Self(team))
+    }
+}
+
+fn authenticate(headers: &HeaderMap, state: &AppState) -> Result<Arc<Team>, ApiError> {
+    if let Some(key) = headers.get("x-api-key") {
+        // A value that is no text has no e2b_ prefix either.
+        return state.keys.open(key.to_str().unwrap_or_default()).map_err(refusal);
+    }
+    if let Some(value) = headers.get(header::AUTHORIZATION) {
+        let bearer = value.to_str().ok().and_then(|value| value.strip_prefix("Bearer "));
+        return Err(ApiError::unauthorized(match bearer {
+            Some(_) => "bearer tokens open nothing on this server: send an API key in X-API-Key",
+            None => "authorization header is malformed",
+        }));
+    }
+    if headers.contains_key("x-admin-token") {
+        return Err(ApiError::unauthorized(
+            "admin tokens open nothing on this server: use the firkin command on its host",
+        ));
+    }
+    Err(ApiError::unauthorized("authorization header is missing"))
+}
+
+fn refusal(refused: KeyRefused) -> ApiError {
+    match refused {
+        KeyRefused::Prefix => ApiError::unauthorized("authorization header is malformed"),
+        KeyRefused::Format => ApiError::unauthorized(format!("{INVALID_KEY}Invalid API key format")),
+        KeyRefused::Unknown => {
+            ApiError::unauthorized(format!("{INVALID_KEY}Cannot get the team for the given API key"))
+        }
+    }
+}

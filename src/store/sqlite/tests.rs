@@ -1,0 +1,1 @@
+//! The store's contract against the SQLite file.
