@@ -28,7 +28,7 @@ use crate::{
         },
         link::GuestLink,
     },
-    wire::warden::{Call, CreateMachine, Event, MachineInfo, Reply},
+    wire::warden::{Call, Cause, CreateMachine, Event, MachineInfo, Reply},
 };
 
 mod client;
@@ -114,13 +114,13 @@ impl Engine for NamespaceEngine {
     }
 
     async fn create(&self, spec: MachineSpec) -> Result<Arc<dyn Machine>, EngineError> {
-        let (sandbox, generation) = (spec.sandbox, spec.generation);
+        let (sandbox, generation, build) = (spec.sandbox, spec.generation, spec.build);
         // Registered before the warden knows of it, so that no exit is missed.
         let _ = self.exits.of(sandbox, generation);
         let call = Call::CreateMachine(CreateMachine {
             sandbox,
             generation,
-            build: spec.build,
+            build,
             resources: spec.resources,
             hostname: spec.hostname,
         });
@@ -141,6 +141,7 @@ impl Engine for NamespaceEngine {
         match made.await {
             Ok(Ok((Reply::Machine(info), _))) => Ok(self.machine(info)),
             Ok(Ok(_)) | Err(_) => Err(ClientError::Unexpected.during("make the machine")),
+            Ok(Err(ClientError::Refused { cause: Cause::NoImage, .. })) => Err(EngineError::NoImage(build)),
             Ok(Err(error)) => Err(error.during("make the machine")),
         }
     }
@@ -297,6 +298,10 @@ async fn watch(client: WardenClient, mut events: broadcast::Receiver<Event>, exi
 
 impl ClientError {
     fn during(self, step: &'static str) -> EngineError {
-        EngineError::Host { step, reason: self.to_string() }
+        match self {
+            Self::Refused { cause: Cause::NoMachine, .. } => EngineError::Gone,
+            Self::Refused { cause: Cause::Capacity, reason } => EngineError::Capacity(reason),
+            other => EngineError::Host { step, reason: other.to_string() },
+        }
     }
 }

@@ -15,7 +15,7 @@ use rustix::{
 };
 use serde::Deserialize;
 
-use crate::wire::warden::{FromWarden, MAX_PACKET, Reply, Request};
+use crate::wire::warden::{Cause, FromWarden, MAX_PACKET, Reply, Request};
 
 /// Answers that may wait for the gateway to read; above that no further request is read.
 const BACKLOG: usize = 1024;
@@ -94,7 +94,7 @@ impl Wire {
         {
             let reason = "the answer does not fit a packet".to_owned();
             self.send(
-                &FromWarden::Answer { seq: *seq, reply: Reply::Refused { reason, invalid: false } },
+                &FromWarden::Answer { seq: *seq, reply: Reply::Refused { reason, cause: Cause::Host } },
                 None,
             );
             return;

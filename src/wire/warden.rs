@@ -139,8 +139,8 @@ pub enum Reply {
     Refused {
         /// For the log.
         reason: String,
-        /// True: the request itself was wrong; false: the host could not do it.
-        invalid: bool,
+        /// What kind of refusal it is.
+        cause: Cause,
     },
     /// A machine.
     Machine(MachineInfo),
@@ -158,6 +158,22 @@ pub enum Reply {
         /// One a feature.
         probes: Vec<ProbeResult>,
     },
+}
+
+/// Why a request was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Cause {
+    /// The request itself is wrong.
+    Invalid,
+    /// The sandbox has no live machine.
+    NoMachine,
+    /// The build has no complete image here.
+    NoImage,
+    /// All ids are in use, or too many requests wait.
+    Capacity,
+    /// The host could not do it.
+    Host,
 }
 
 /// What the gateway may know of a machine.

@@ -26,7 +26,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use crate::{
     id::{BuildId, SandboxId},
     wire::warden::{
-        Call, Event, FromWarden, ImageInfo, MAX_PACKET, MachineInfo, ProbeResult, Reply, Request,
+        Call, Cause, Event, FromWarden, ImageInfo, MAX_PACKET, MachineInfo, ProbeResult, Reply, Request,
     },
 };
 
@@ -73,8 +73,8 @@ pub enum ClientError {
     Refused {
         /// For the log.
         reason: String,
-        /// True: the request itself was wrong; false: the host could not do it.
-        invalid: bool,
+        /// What kind of refusal it is.
+        cause: Cause,
     },
     /// The answer was not one of this call's.
     #[error("the privileged helper gave an answer of another kind")]
@@ -121,7 +121,7 @@ impl WardenClient {
             return Err(ClientError::Closed);
         }
         match answered.await {
-            Ok((Reply::Refused { reason, invalid }, _)) => Err(ClientError::Refused { reason, invalid }),
+            Ok((Reply::Refused { reason, cause }, _)) => Err(ClientError::Refused { reason, cause }),
             Ok(answer) => Ok(answer),
             Err(_) => Err(ClientError::Closed),
         }
@@ -307,14 +307,17 @@ mod tests {
         let (gateway, warden) = pair();
         let client = WardenClient::new(gateway).unwrap();
         let other = tokio::task::spawn_blocking(move || {
-            let (first, second) = (asked(&warden), asked(&warden));
-            answer(&warden, &FromWarden::Answer { seq: second.seq, reply: Reply::Done });
-            let refused = Reply::Refused { reason: "no".to_owned(), invalid: true };
-            answer(&warden, &FromWarden::Answer { seq: first.seq, reply: refused });
+            for request in [asked(&warden), asked(&warden)].into_iter().rev() {
+                let reply = match request.call {
+                    Call::Probe => Reply::Refused { reason: "no".to_owned(), cause: Cause::Invalid },
+                    _ => Reply::Done,
+                };
+                answer(&warden, &FromWarden::Answer { seq: request.seq, reply });
+            }
             warden
         });
         let (first, second) = tokio::join!(client.call(Call::Probe), client.call(Call::EnsureBase));
-        assert!(matches!(first, Err(ClientError::Refused { invalid: true, .. })));
+        assert!(matches!(first, Err(ClientError::Refused { cause: Cause::Invalid, .. })));
         assert_eq!(second.unwrap().0, Reply::Done);
         drop(other.await.unwrap());
     }
