@@ -4,6 +4,7 @@
 //! when it returns, durable. No caller on the data path uses the store. Implementations are
 //! compared by one contract test.
 
+pub mod memory;
 pub mod sqlite;
 
 use std::{fmt, time::Duration};

@@ -1,6 +1,10 @@
 //! The life of sandboxes: the contracts of engines and links, the engines, and what drives them.
 
 pub mod engine;
+#[doc(hidden)]
+pub mod fake;
 pub mod link;
+pub mod mux;
 pub mod namespace;
 pub mod registry;
+pub mod token;

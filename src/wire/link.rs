@@ -74,6 +74,15 @@ impl fmt::Debug for Nonce {
     }
 }
 
+// === impl Malformed ===
+
+impl Malformed {
+    /// For those who read the lines: what was wrong.
+    pub fn new(what: &'static str) -> Self {
+        Self(what)
+    }
+}
+
 // === impl Hello ===
 
 impl Hello {

@@ -1,0 +1,298 @@
+//! The store in memory, for tests: the same promises but for durability.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt,
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use jiff::{SignedDuration, Timestamp};
+use parking_lot::Mutex;
+
+use super::{ApiKey, Build, Idempotency, SandboxFilter, Store, StoreError, Team, Template};
+use crate::{
+    id::{BuildId, KeyId, SandboxId, TeamId, TemplateId},
+    sandbox::{SandboxRecord, SandboxState},
+};
+
+/// Records that end with the process.
+#[derive(Default)]
+pub struct MemoryStore {
+    tables: Mutex<Tables>,
+}
+
+#[derive(Default)]
+struct Tables {
+    teams: Vec<Team>,
+    keys: Vec<ApiKey>,
+    templates: Vec<Template>,
+    builds: HashMap<BuildId, Build>,
+    sandboxes: BTreeMap<SandboxId, SandboxRecord>,
+    idempotency: HashMap<(TeamId, String), Held>,
+    failing: Option<String>,
+}
+
+struct Held {
+    fingerprint: String,
+    until: Timestamp,
+    answer: Option<(u16, String)>,
+}
+
+// === impl MemoryStore ===
+
+impl MemoryStore {
+    /// An empty store.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Makes every write of a sandbox fail with this text, until `None` is given.
+    pub fn fail_sandbox_writes(&self, reason: Option<&str>) {
+        self.tables.lock().failing = reason.map(str::to_owned);
+    }
+}
+
+impl fmt::Debug for MemoryStore {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("MemoryStore")
+    }
+}
+
+impl Tables {
+    fn writable(&self) -> Result<(), StoreError> {
+        self.failing.clone().map_or(Ok(()), |reason| Err(StoreError::Backend(reason)))
+    }
+
+    /// Names are unique among a team's templates, or among those without a team.
+    fn alias_taken(&self, template: &Template) -> Option<String> {
+        self.templates
+            .iter()
+            .filter(|other| other.id != template.id && other.team == template.team)
+            .flat_map(|other| &other.aliases)
+            .find(|alias| template.aliases.contains(alias))
+            .cloned()
+    }
+}
+
+fn matches(filter: &SandboxFilter, record: &SandboxRecord) -> bool {
+    let state = if filter.states.is_empty() {
+        matches!(record.state, SandboxState::Running | SandboxState::Paused)
+    } else {
+        filter.states.contains(&record.state)
+    };
+    state
+        && filter.team.is_none_or(|team| record.spec.team == team)
+        && filter.metadata.iter().all(|(key, value)| record.spec.metadata.get(key) == Some(value))
+        && filter.started_after.is_none_or(|after| record.started_at >= after)
+        && filter.template.as_ref().is_none_or(|template| &record.spec.template == template)
+}
+
+#[async_trait]
+impl Store for MemoryStore {
+    async fn add_team(&self, team: Team) -> Result<(), StoreError> {
+        let mut tables = self.tables.lock();
+        if tables.teams.iter().any(|other| other.slug == team.slug || other.id == team.id) {
+            return Err(StoreError::Conflict(team.slug));
+        }
+        tables.teams.push(team);
+        Ok(())
+    }
+
+    async fn teams(&self) -> Result<Vec<Team>, StoreError> {
+        let mut teams = self.tables.lock().teams.clone();
+        teams.sort_by_key(|team| (team.created_at, team.id));
+        Ok(teams)
+    }
+
+    async fn add_key(&self, key: ApiKey) -> Result<(), StoreError> {
+        let mut tables = self.tables.lock();
+        if !tables.teams.iter().any(|team| team.id == key.team) {
+            return Err(StoreError::Missing);
+        }
+        if tables.keys.iter().any(|other| other.id == key.id || other.hash == key.hash) {
+            return Err(StoreError::Conflict("the key".to_owned()));
+        }
+        tables.keys.push(key);
+        Ok(())
+    }
+
+    async fn keys(&self) -> Result<Vec<ApiKey>, StoreError> {
+        let mut keys = self.tables.lock().keys.clone();
+        keys.sort_by_key(|key| (key.created_at, key.id));
+        Ok(keys)
+    }
+
+    async fn remove_key(&self, id: KeyId) -> Result<(), StoreError> {
+        let mut tables = self.tables.lock();
+        let at = tables.keys.iter().position(|key| key.id == id).ok_or(StoreError::Missing)?;
+        tables.keys.remove(at);
+        Ok(())
+    }
+
+    async fn touch_key(&self, id: KeyId, at: Timestamp) -> Result<(), StoreError> {
+        let mut tables = self.tables.lock();
+        let key = tables.keys.iter_mut().find(|key| key.id == id).ok_or(StoreError::Missing)?;
+        key.last_used = Some(at);
+        Ok(())
+    }
+
+    async fn put_template(&self, template: Template) -> Result<(), StoreError> {
+        let mut tables = self.tables.lock();
+        if let Some(alias) = tables.alias_taken(&template) {
+            return Err(StoreError::Conflict(alias));
+        }
+        tables.templates.retain(|other| other.id != template.id);
+        tables.templates.push(template);
+        Ok(())
+    }
+
+    async fn add_build(&self, build: Build) -> Result<(), StoreError> {
+        let mut tables = self.tables.lock();
+        let template = tables
+            .templates
+            .iter_mut()
+            .find(|template| template.id == build.template)
+            .ok_or(StoreError::Missing)?;
+        template.updated_at = build.created_at;
+        template.build = Some(build.clone());
+        tables.builds.insert(build.id, build);
+        Ok(())
+    }
+
+    async fn templates(&self, team: TeamId) -> Result<Vec<Template>, StoreError> {
+        let mut templates: Vec<Template> = self
+            .tables
+            .lock()
+            .templates
+            .iter()
+            .filter(|template| template.public || template.team.is_none_or(|owner| owner == team))
+            .cloned()
+            .collect();
+        templates.sort_by(|a, b| (a.created_at, &a.id).cmp(&(b.created_at, &b.id)));
+        Ok(templates)
+    }
+
+    async fn template(&self, id: &TemplateId) -> Result<Option<Template>, StoreError> {
+        Ok(self.tables.lock().templates.iter().find(|template| &template.id == id).cloned())
+    }
+
+    async fn resolve_template(
+        &self,
+        team: TeamId,
+        namespace: Option<&str>,
+        name: &str,
+    ) -> Result<Option<Template>, StoreError> {
+        let tables = self.tables.lock();
+        let named = |owner: Option<TeamId>| {
+            tables
+                .templates
+                .iter()
+                .find(|template| template.team == owner && template.aliases.iter().any(|alias| alias == name))
+        };
+        let found = if let Some(slug) = namespace {
+            let owner = tables.teams.iter().find(|team| team.slug == slug).map(|team| team.id);
+            owner.and_then(|owner| named(Some(owner)))
+        } else {
+            named(Some(team))
+                .or_else(|| named(None))
+                .or_else(|| tables.templates.iter().find(|template| template.id.as_str() == name))
+        };
+        Ok(found.cloned())
+    }
+
+    async fn count_spawn(&self, id: &TemplateId, at: Timestamp) -> Result<(), StoreError> {
+        let mut tables = self.tables.lock();
+        let template =
+            tables.templates.iter_mut().find(|template| &template.id == id).ok_or(StoreError::Missing)?;
+        template.spawn_count += 1;
+        template.last_spawned_at = Some(at);
+        Ok(())
+    }
+
+    async fn put_sandbox(&self, record: SandboxRecord) -> Result<(), StoreError> {
+        let mut tables = self.tables.lock();
+        tables.writable()?;
+        tables.sandboxes.insert(record.id, record);
+        Ok(())
+    }
+
+    async fn remove_sandbox(&self, id: SandboxId) -> Result<(), StoreError> {
+        let mut tables = self.tables.lock();
+        tables.writable()?;
+        tables.sandboxes.remove(&id);
+        Ok(())
+    }
+
+    async fn sandbox(&self, id: SandboxId) -> Result<Option<SandboxRecord>, StoreError> {
+        Ok(self.tables.lock().sandboxes.get(&id).cloned())
+    }
+
+    async fn sandboxes(&self, filter: SandboxFilter) -> Result<Vec<SandboxRecord>, StoreError> {
+        let mut found: Vec<SandboxRecord> = self
+            .tables
+            .lock()
+            .sandboxes
+            .values()
+            .filter(|record| matches(&filter, record))
+            .cloned()
+            .collect();
+        found.sort_by_key(|record| (record.started_at, record.id));
+        if !filter.ascending {
+            found.reverse();
+        }
+        if let Some(after) = filter.after {
+            found.retain(|record| {
+                let at = (record.started_at, record.id);
+                if filter.ascending { at > after } else { at < after }
+            });
+        }
+        found.truncate(filter.limit.map_or(usize::MAX, |limit| limit as usize));
+        Ok(found)
+    }
+
+    async fn count_sandboxes(&self, filter: SandboxFilter) -> Result<u64, StoreError> {
+        Ok(self.tables.lock().sandboxes.values().filter(|record| matches(&filter, record)).count() as u64)
+    }
+
+    async fn begin_idempotent(
+        &self,
+        team: TeamId,
+        key: &str,
+        fingerprint: &str,
+        now: Timestamp,
+        ttl: Duration,
+    ) -> Result<Idempotency, StoreError> {
+        let mut tables = self.tables.lock();
+        tables.idempotency.retain(|_, held| held.until > now);
+        let until = SignedDuration::try_from(ttl)
+            .ok()
+            .and_then(|ttl| now.checked_add(ttl).ok())
+            .unwrap_or(Timestamp::MAX);
+        Ok(match tables.idempotency.get(&(team, key.to_owned())) {
+            Some(held) if held.fingerprint != fingerprint => Idempotency::Mismatch,
+            Some(Held { answer: Some((status, body)), .. }) => {
+                Idempotency::Answered { status: *status, body: body.clone() }
+            }
+            Some(_) => Idempotency::InProgress,
+            None => {
+                let held = Held { fingerprint: fingerprint.to_owned(), until, answer: None };
+                tables.idempotency.insert((team, key.to_owned()), held);
+                Idempotency::Mine
+            }
+        })
+    }
+
+    async fn finish_idempotent(
+        &self,
+        team: TeamId,
+        key: &str,
+        status: u16,
+        body: &str,
+    ) -> Result<(), StoreError> {
+        let mut tables = self.tables.lock();
+        let held = tables.idempotency.get_mut(&(team, key.to_owned())).ok_or(StoreError::Missing)?;
+        held.answer = Some((status, body.to_owned()));
+        Ok(())
+    }
+}

@@ -1,0 +1,65 @@
+//! What stands for the Virtualization.framework engine where there is none: it refuses by name.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use crate::{
+    id::SandboxId,
+    runtime::engine::{Ability, Capabilities, Engine, EngineError, Machine, MachineRecord, MachineSpec},
+};
+
+const NAME: &str = "vz";
+const REASON: &str = "macOS only: use the namespace engine (or qemu) on Linux";
+
+/// The engine that this host cannot have.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct VzEngine;
+
+// === impl VzEngine ===
+
+#[async_trait]
+impl Engine for VzEngine {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            freeze: Ability::Missing(REASON),
+            memory_snapshot: Ability::Missing(REASON),
+            survive_gateway: Ability::Missing(REASON),
+        }
+    }
+
+    async fn create(&self, _spec: MachineSpec) -> Result<Arc<dyn Machine>, EngineError> {
+        Err(refusal("create"))
+    }
+
+    async fn adopt(
+        &self,
+        _sandbox: SandboxId,
+        _record: &MachineRecord,
+    ) -> Result<Option<Arc<dyn Machine>>, EngineError> {
+        Err(refusal("adopt"))
+    }
+
+    async fn sweep(&self, _keep: &[SandboxId]) -> Result<Vec<SandboxId>, EngineError> {
+        Err(refusal("sweep"))
+    }
+}
+
+fn refusal(ability: &'static str) -> EngineError {
+    EngineError::Unsupported { engine: NAME, ability, reason: REASON }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_refusal_says_what_to_use_instead() {
+        let error = VzEngine.sweep(&[]).await.unwrap_err();
+        assert!(error.to_string().contains("use the namespace engine"), "{error}");
+    }
+}
