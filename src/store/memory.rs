@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use jiff::{SignedDuration, Timestamp};
 use parking_lot::Mutex;
 
-use super::{ApiKey, Build, Idempotency, SandboxFilter, Store, StoreError, Team, Template};
+use super::{ApiKey, Build, Idempotency, SandboxFilter, Standing, Store, StoreError, Team, Template};
 use crate::{
     id::{BuildId, KeyId, SandboxId, TeamId, TemplateId},
     sandbox::{SandboxRecord, SandboxState},
@@ -71,6 +71,11 @@ impl Tables {
             .filter(|other| other.id != template.id && other.team == template.team)
             .flat_map(|other| &other.aliases)
             .find(|alias| template.aliases.contains(alias))
+            .or_else(|| {
+                // An alias that reads like the id of a template would hide that template.
+                let hides = |alias: &&String| self.templates.iter().any(|other| other.id.as_str() == **alias);
+                template.aliases.iter().find(hides)
+            })
             .cloned()
     }
 }
@@ -105,6 +110,13 @@ impl Store for MemoryStore {
         Ok(teams)
     }
 
+    async fn set_standing(&self, id: TeamId, standing: Standing) -> Result<(), StoreError> {
+        let mut tables = self.tables.lock();
+        let team = tables.teams.iter_mut().find(|team| team.id == id).ok_or(StoreError::Missing)?;
+        team.standing = standing;
+        Ok(())
+    }
+
     async fn add_key(&self, key: ApiKey) -> Result<(), StoreError> {
         let mut tables = self.tables.lock();
         if !tables.teams.iter().any(|team| team.id == key.team) {
@@ -133,7 +145,7 @@ impl Store for MemoryStore {
     async fn touch_key(&self, id: KeyId, at: Timestamp) -> Result<(), StoreError> {
         let mut tables = self.tables.lock();
         let key = tables.keys.iter_mut().find(|key| key.id == id).ok_or(StoreError::Missing)?;
-        key.last_used = Some(at);
+        key.last_used = key.last_used.max(Some(at));
         Ok(())
     }
 
@@ -142,13 +154,23 @@ impl Store for MemoryStore {
         if let Some(alias) = tables.alias_taken(&template) {
             return Err(StoreError::Conflict(alias));
         }
-        tables.templates.retain(|other| other.id != template.id);
-        tables.templates.push(template);
+        // The build and the counters of an existing template have their own calls.
+        if let Some(known) = tables.templates.iter_mut().find(|other| other.id == template.id) {
+            known.team = template.team;
+            known.public = template.public;
+            known.aliases = template.aliases;
+            known.updated_at = template.updated_at;
+        } else {
+            tables.templates.push(Template { build: None, ..template });
+        }
         Ok(())
     }
 
     async fn add_build(&self, build: Build) -> Result<(), StoreError> {
         let mut tables = self.tables.lock();
+        if tables.builds.contains_key(&build.id) {
+            return Err(StoreError::Conflict(build.id.to_string()));
+        }
         let template = tables
             .templates
             .iter_mut()
@@ -206,7 +228,7 @@ impl Store for MemoryStore {
         let template =
             tables.templates.iter_mut().find(|template| &template.id == id).ok_or(StoreError::Missing)?;
         template.spawn_count += 1;
-        template.last_spawned_at = Some(at);
+        template.last_spawned_at = template.last_spawned_at.max(Some(at));
         Ok(())
     }
 
