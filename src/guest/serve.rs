@@ -1,0 +1,117 @@
+//! The HTTP side of envd: who may ask, who asks, and where a request goes.
+//!
+//! The order is the contract's (sandbox 5.1): CORS, then identity (503 before the first Init),
+//! access token, Basic user, route. CORS is outermost so that a preflight needs no token.
+
+use axum::{
+    Router,
+    body::Body,
+    extract::{Request, State},
+    middleware::{self, Next},
+    response::{IntoResponse as _, Response},
+    routing::get,
+};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use subtle::ConstantTimeEq as _;
+
+use crate::guest::state::{BasicUser, Guest, invalid_username};
+
+mod cors;
+
+const ACCESS_TOKEN: &str = "x-access-token";
+const DENIED: &str =
+    "unauthorized access, please provide a valid access token or method signing if supported";
+
+/// All of envd on one router.
+pub(crate) fn router(guest: Guest) -> Router {
+    routes()
+        .layer(middleware::from_fn_with_state(guest.clone(), admit))
+        .layer(middleware::from_fn(cors::allow))
+        .with_state(guest)
+}
+
+fn routes() -> Router<Guest> {
+    Router::new()
+        .route("/health", get(health))
+        .route("/envs", get(envs))
+        .fallback(|| async { (StatusCode::NOT_FOUND, "404 page not found\n") })
+}
+
+async fn health() -> Response {
+    (StatusCode::NO_CONTENT, [(header::CACHE_CONTROL, "no-store")]).into_response()
+}
+
+async fn envs(State(guest): State<Guest>) -> Response {
+    ([(header::CACHE_CONTROL, "no-store")], axum::Json(guest.envs())).into_response()
+}
+
+/// Identity, token, user; then the route.
+async fn admit(State(guest): State<Guest>, mut request: Request, next: Next) -> Response {
+    let Some(identity) = guest.identity() else {
+        return problem(StatusCode::SERVICE_UNAVAILABLE, "the sandbox is not initialized yet");
+    };
+    if let Some(token) = &identity.access_token
+        && !exempt(request.method(), request.uri().path())
+    {
+        let given = request.headers().get(ACCESS_TOKEN).map_or(&[][..], HeaderValue::as_bytes);
+        if !bool::from(given.ct_eq(token.as_bytes())) {
+            return problem(StatusCode::UNAUTHORIZED, DENIED);
+        }
+    }
+    if let Some(name) = basic_user(request.headers()) {
+        match guest.users().by_name(&name) {
+            Some(user) => {
+                request.extensions_mut().insert(BasicUser(user));
+            }
+            None => return unknown_user(request.headers(), &name),
+        }
+    }
+    next.run(request).await
+}
+
+/// What needs no token; `/files` checks token and signature itself.
+fn exempt(method: &Method, path: &str) -> bool {
+    matches!((method.as_str(), path), ("GET", "/health") | ("GET" | "POST", "/files"))
+}
+
+/// The name in a Basic header; the password is of no interest. What is no Basic header names nobody.
+fn basic_user(headers: &HeaderMap) -> Option<String> {
+    let value = headers.get(header::AUTHORIZATION)?.as_bytes();
+    let (scheme, coded) = value.split_at_checked(6)?;
+    if !scheme.eq_ignore_ascii_case(b"basic ") {
+        return None;
+    }
+    let decoded = String::from_utf8(STANDARD.decode(coded).ok()?).ok()?;
+    Some(decoded.split_once(':')?.0.to_owned())
+}
+
+/// A stream's error travels in its end frame under HTTP 200 (contract/sandbox 2.3).
+fn unknown_user(headers: &HeaderMap, name: &str) -> Response {
+    let error = invalid_username(name).to_json();
+    let kind =
+        headers.get(header::CONTENT_TYPE).filter(|kind| kind.as_bytes().starts_with(b"application/connect+"));
+    let Some(kind) = kind else {
+        return (StatusCode::UNAUTHORIZED, [(header::CONTENT_TYPE, "application/json")], error)
+            .into_response();
+    };
+    let body = [br#"{"error":"#.as_slice(), &error, b"}"].concat();
+    let length = u32::try_from(body.len()).unwrap_or_default().to_be_bytes();
+    let frame = [&[2_u8][..], &length, &body].concat();
+    ([(header::CONTENT_TYPE, kind.clone())], Body::from(frame)).into_response()
+}
+
+/// An error in envd's own form: an integer code, not Connect's word.
+pub(crate) fn problem(status: StatusCode, message: &str) -> Response {
+    let mut body = serde_json::json!({ "code": status.as_u16(), "message": message }).to_string();
+    body.push('\n');
+    (
+        status,
+        [
+            (header::CONTENT_TYPE, "application/json; charset=utf-8"),
+            (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        ],
+        body,
+    )
+        .into_response()
+}
