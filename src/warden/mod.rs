@@ -18,9 +18,11 @@ use std::{io, os::fd::OwnedFd, path::PathBuf};
 
 mod cgroup;
 mod instance;
+mod launch;
 mod packet;
 mod prepare;
 mod privilege;
+mod slot;
 mod worker;
 
 pub use prepare::{Prepared, prepare};
