@@ -1,0 +1,310 @@
+//! One listener for everything: accepts connections, speaks HTTP/1.1 and h2c on them, and gives
+//! each request to the sandbox stack or to the control plane's routes.
+//!
+//! ```text
+//!  accept --permit--> connection (task) --request--> Gateway::handle --host--> stack | routes
+//!                         |                              |
+//!                         `-- ends: client, idle, drain  `-- 101: the tunnel outlives the connection
+//! ```
+//! Every connection holds a permit until it and the tunnels made from it are gone, so their number
+//! is bounded; at the bound the listener waits. On shutdown the listener closes, connections finish
+//! the requests they have begun, and after [`Settings::drain`] whatever is left is cut.
+
+use std::{convert::Infallible, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
+
+use axum::{Router, body::Body, extract::ConnectInfo};
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header};
+use http_body::{Frame, SizeHint};
+use hyper::body::Incoming;
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::conn::auto,
+};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tower::ServiceExt as _;
+
+use super::{
+    host::{Destination, HostError, Hosts},
+    patience::{Activity, InFlight, Patient},
+};
+use crate::runtime::registry::Registry;
+
+/// The bytes of all headers of one request.
+const MAX_HEADER_BYTES: usize = 64 * 1024;
+/// The fields of one request.
+const MAX_HEADERS: usize = 128;
+/// Between two signs of life on an HTTP/2 connection (contract/sandbox 7).
+const PING_INTERVAL: Duration = Duration::from_secs(30);
+/// How long the answer to a ping may take.
+const PING_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long the listener rests when the kernel has no descriptor left to give.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// What the operator may set.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The domain in answers, `host[:port]`; sandboxes are `{port}-{id}.` below it.
+    pub domain: String,
+    /// From the first byte of a request to the end of its head.
+    pub head_timeout: Duration,
+    /// Between two requests of a connection; must exceed 620 s, which load balancers rely on.
+    pub idle_timeout: Duration,
+    /// How long begun requests may go on after shutdown was asked for.
+    pub drain: Duration,
+    /// Connections at the same time; tunnels count.
+    pub max_connections: usize,
+    /// Requests at the same time on one HTTP/2 connection.
+    pub max_streams: u32,
+    /// Requests at the same time to one sandbox; none: no limit (the contract's default).
+    pub sandbox_connections: Option<u32>,
+}
+
+/// The one service of every connection. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Gateway {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    hosts: Hosts,
+    registry: Registry,
+    routes: Router,
+    settings: Settings,
+}
+
+/// One connection: its share of the bound, and what its requests tell its socket.
+#[derive(Debug, Clone)]
+struct Connection {
+    gateway: Gateway,
+    peer: SocketAddr,
+    activity: Arc<Activity>,
+    hold: Hold,
+}
+
+/// Keeps a connection's share of the bound; a tunnel keeps a clone of it for as long as it lasts.
+#[derive(Debug, Clone)]
+pub(super) struct Hold {
+    _permit: Arc<OwnedSemaphorePermit>,
+}
+
+/// A response that is in flight until it has been sent or dropped.
+#[derive(Debug)]
+struct Watched {
+    body: Body,
+    _in_flight: InFlight,
+}
+
+// === impl Settings ===
+
+impl Settings {
+    /// The contract's and our own defaults for a server of this domain.
+    pub fn new(domain: impl Into<String>) -> Self {
+        Self {
+            domain: domain.into(),
+            head_timeout: Duration::from_secs(5),
+            idle_timeout: Duration::from_secs(650),
+            drain: Duration::from_secs(8),
+            max_connections: 16_384,
+            max_streams: 256,
+            sandbox_connections: None,
+        }
+    }
+}
+
+// === impl Gateway ===
+
+impl Gateway {
+    /// A gateway to the registry's sandboxes, with these routes on every base host.
+    pub fn new(registry: Registry, routes: Router, settings: Settings) -> Self {
+        let hosts = Hosts::new(&settings.domain);
+        Self { inner: Arc::new(Inner { hosts, registry, routes, settings }) }
+    }
+
+    /// Answers one request.
+    pub async fn handle(&self, request: Request<Incoming>) -> Response<Body> {
+        if request.method() == Method::CONNECT {
+            // Ports are reached by their host names; a general forward proxy is none of our trade.
+            return plain(StatusCode::METHOD_NOT_ALLOWED, "CONNECT is not supported");
+        }
+        let (parts, body) = request.into_parts();
+        match self.inner.hosts.destination(&parts) {
+            Ok(Destination::Routes) => {
+                let request = Request::from_parts(parts, Body::new(body));
+                match self.inner.routes.clone().oneshot(request).await {
+                    Ok(response) => response,
+                    Err(never) => match never {},
+                }
+            }
+            Ok(Destination::Sandbox(address)) => {
+                let _ = (&self.inner.registry, address);
+                plain(StatusCode::NOT_IMPLEMENTED, "the way to sandboxes is not built yet")
+            }
+            Err(error) => bad_host(error),
+        }
+    }
+}
+
+/// Serves connections until `shutdown` fires and the last request has ended, at most
+/// [`Settings::drain`] later. Returns when no connection is left.
+pub async fn serve(listener: TcpListener, gateway: Gateway, shutdown: CancellationToken) {
+    let settings = &gateway.inner.settings;
+    let permits = Arc::new(Semaphore::new(settings.max_connections));
+    let server = Arc::new(server(settings));
+    let connections = TaskTracker::new();
+    let cut = CancellationToken::new();
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = shutdown.cancelled() => break,
+            accepted = accept(&listener, &permits) => accepted,
+        };
+        let Some((socket, peer, permit)) = accepted else { continue };
+        let connection = Connection {
+            gateway: gateway.clone(),
+            peer,
+            activity: Arc::new(Activity::default()),
+            hold: Hold { _permit: Arc::new(permit) },
+        };
+        let (server, shutdown, cut) = (Arc::clone(&server), shutdown.clone(), cut.clone());
+        connections.spawn(async move {
+            tokio::select! {
+                () = converse(&server, socket, connection, &shutdown) => {}
+                () = cut.cancelled() => {}
+            }
+        });
+    }
+    drop(listener);
+    connections.close();
+    if tokio::time::timeout(settings.drain, connections.wait()).await.is_err() {
+        cut.cancel();
+        connections.wait().await;
+    }
+}
+
+/// Waits for a free place and then for a client; none where the client or the kernel failed.
+async fn accept(
+    listener: &TcpListener,
+    permits: &Arc<Semaphore>,
+) -> Option<(TcpStream, SocketAddr, OwnedSemaphorePermit)> {
+    let permit = Arc::clone(permits).acquire_owned().await.ok()?;
+    match listener.accept().await {
+        Ok((socket, peer)) => {
+            // Small frames (WebSocket, events) must not wait for an acknowledgement.
+            let _ = socket.set_nodelay(true);
+            let _ = rustix::net::sockopt::set_socket_keepalive(&socket, true);
+            Some((socket, peer, permit))
+        }
+        Err(error) => {
+            tracing::warn!(%error, "cannot accept a connection");
+            tokio::time::sleep(ACCEPT_PAUSE).await;
+            None
+        }
+    }
+}
+
+/// One connection from its first byte to its last.
+async fn converse(
+    server: &auto::Builder<TokioExecutor>,
+    socket: TcpStream,
+    connection: Connection,
+    shutdown: &CancellationToken,
+) {
+    let settings = &connection.gateway.inner.settings;
+    let (head, idle) = (settings.head_timeout, settings.idle_timeout);
+    let socket = Patient::new(socket, Arc::clone(&connection.activity), head, idle);
+    let conversation = server.serve_connection_with_upgrades(TokioIo::new(socket), connection);
+    let mut conversation = std::pin::pin!(conversation);
+    let ended = tokio::select! {
+        ended = conversation.as_mut() => ended,
+        () = shutdown.cancelled() => {
+            conversation.as_mut().graceful_shutdown();
+            conversation.await
+        }
+    };
+    if let Err(error) = ended {
+        // Clients that hang up are everyday life, and their bytes do not belong in a log.
+        tracing::debug!(%error, "a connection ended early");
+    }
+}
+
+fn server(settings: &Settings) -> auto::Builder<TokioExecutor> {
+    let mut server = auto::Builder::new(TokioExecutor::new());
+    server
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(None)
+        .max_headers(MAX_HEADERS)
+        .max_buf_size(MAX_HEADER_BYTES);
+    server
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(settings.max_streams)
+        .keep_alive_interval(PING_INTERVAL)
+        .keep_alive_timeout(PING_TIMEOUT)
+        .max_header_list_size(u32::try_from(MAX_HEADER_BYTES).unwrap_or(u32::MAX));
+    server
+}
+
+// === impl Connection ===
+
+impl hyper::service::Service<Request<Incoming>> for Connection {
+    type Response = Response<Watched>;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<Self::Response, Infallible>>;
+
+    fn call(&self, mut request: Request<Incoming>) -> Self::Future {
+        let connection = self.clone();
+        let in_flight = self.activity.begin(request.version() == Version::HTTP_2);
+        request.extensions_mut().insert(ConnectInfo(connection.peer));
+        request.extensions_mut().insert(connection.hold.clone());
+        Box::pin(async move {
+            let response = connection.gateway.handle(request).await;
+            if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+                connection.activity.forever();
+            }
+            Ok(response.map(|body| Watched { body, _in_flight: in_flight }))
+        })
+    }
+}
+
+// === impl Watched ===
+
+impl http_body::Body for Watched {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+fn bad_host(error: HostError) -> Response<Body> {
+    plain(StatusCode::BAD_REQUEST, &error.to_string())
+}
+
+fn plain(status: StatusCode, text: &str) -> Response<Body> {
+    let mut response = Response::new(Body::from(text.to_owned()));
+    *response.status_mut() = status;
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    response
+}
