@@ -15,11 +15,11 @@ const INVALID_KEY: &str =
 
 /// The calling team, for requests that read or delete. Banned teams are refused.
 #[derive(Debug, Clone)]
-pub struct Caller(pub Arc<Team>);
+pub(crate) struct Caller(pub(crate) Arc<Team>);
 
 /// The calling team, for requests that change something. Blocked teams are refused too.
 #[derive(Debug, Clone)]
-pub struct Actor(pub Arc<Team>);
+pub(crate) struct Actor(pub(crate) Arc<Team>);
 
 // === impl Caller ===
 

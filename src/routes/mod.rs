@@ -7,8 +7,12 @@ mod health;
 pub mod keyring;
 mod layers;
 mod openapi;
+mod page;
 pub mod reply;
+mod sandboxes;
 mod state;
+mod templates;
+mod unbuilt;
 
 use axum::{Router, middleware};
 use utoipa::OpenApi as _;
@@ -22,6 +26,7 @@ pub fn router(state: AppState) -> Router {
     let document = std::sync::Arc::new(document);
     router
         .route("/openapi.json", axum::routing::get(move || openapi::answer(std::sync::Arc::clone(&document))))
+        .merge(unbuilt::router())
         .fallback(layers::unknown_route)
         .method_not_allowed_fallback(layers::unknown_method)
         .layer(middleware::from_fn(layers::deadline))
@@ -35,5 +40,15 @@ pub fn document() -> String {
 }
 
 fn documented() -> OpenApiRouter<AppState> {
-    OpenApiRouter::with_openapi(openapi::Document::openapi()).routes(routes!(health::health))
+    OpenApiRouter::with_openapi(openapi::Document::openapi())
+        .routes(routes!(health::health))
+        .routes(routes!(sandboxes::create::create_v1, sandboxes::list::list_v1))
+        .routes(routes!(sandboxes::create::create_v2, sandboxes::list::list_v2))
+        .routes(routes!(sandboxes::get::get, sandboxes::kill::kill))
+        .routes(routes!(sandboxes::connect::connect_v1))
+        .routes(routes!(sandboxes::connect::connect_v2))
+        .routes(routes!(sandboxes::timeout::timeout))
+        .routes(routes!(sandboxes::refresh::refresh))
+        .routes(routes!(templates::list::list))
+        .routes(routes!(templates::alias::alias))
 }

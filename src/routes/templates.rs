@@ -1,0 +1,5 @@
+//! Templates as the control plane shows them (contract/control-plane 4).
+
+pub(crate) mod alias;
+pub(crate) mod list;
+pub(crate) mod reference;
