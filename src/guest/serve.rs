@@ -3,6 +3,8 @@
 //! The order is the contract's (sandbox 5.1): CORS, then identity (503 before the first Init),
 //! access token, Basic user, route. CORS is outermost so that a preflight needs no token.
 
+use std::sync::Arc;
+
 use axum::{
     Router,
     body::Body,
@@ -15,7 +17,12 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use subtle::ConstantTimeEq as _;
 
-use crate::guest::state::{BasicUser, Guest, invalid_username};
+use crate::guest::{
+    filesystem::FilesystemService,
+    metrics,
+    state::{BasicUser, Guest, invalid_username},
+    transfer,
+};
 
 mod cors;
 
@@ -25,16 +32,20 @@ const DENIED: &str =
 
 /// All of envd on one router.
 pub(crate) fn router(guest: Guest) -> Router {
-    routes()
+    routes(&guest)
         .layer(middleware::from_fn_with_state(guest.clone(), admit))
         .layer(middleware::from_fn(cors::allow))
         .with_state(guest)
 }
 
-fn routes() -> Router<Guest> {
+fn routes(guest: &Guest) -> Router<Guest> {
+    let filesystem = connectrpc::Router::new().add_service(Arc::new(FilesystemService::new(guest.clone())));
     Router::new()
         .route("/health", get(health))
         .route("/envs", get(envs))
+        .merge(metrics::routes(guest))
+        .merge(transfer::routes())
+        .route_service("/filesystem.Filesystem/{method}", filesystem.into_axum_service())
         .fallback(|| async { (StatusCode::NOT_FOUND, "404 page not found\n") })
 }
 

@@ -1,0 +1,112 @@
+//! `/files`: whole files in and out of the sandbox (contract/sandbox 5.2 to 5.4).
+//!
+//! Contents pass in blocks of [`block::SIZE`] with one block of read-ahead or write-behind, so a
+//! transfer holds two blocks however large the file is; file I/O and compression run on the
+//! blocking pool one block at a time, so a slow client holds no thread.
+
+use std::sync::Arc;
+
+use axum::{
+    Router,
+    extract::{Query, rejection::QueryRejection},
+    http::{HeaderMap, StatusCode, header},
+    response::{IntoResponse as _, Response},
+    routing::{MethodFilter, MethodRouter, on, post},
+};
+use serde::Deserialize;
+
+use self::problem::Problem;
+use crate::guest::{
+    signature::{Operation, Signed},
+    state::Guest,
+    users::User,
+};
+
+mod block;
+mod compose;
+mod conditional;
+mod disposition;
+mod download;
+mod encoding;
+mod problem;
+mod sniff;
+mod store;
+mod upload;
+
+/// The routes, with their own token check (signatures) on `/files`.
+pub(crate) fn routes() -> Router<Guest> {
+    let files: MethodRouter<Guest> = on(MethodFilter::GET, download::get_files)
+        .post(upload::post_files)
+        // axum would answer HEAD with GET's handler; envd refuses it.
+        .head(|| async { (StatusCode::METHOD_NOT_ALLOWED, [(header::ALLOW, "GET, POST")]) });
+    Router::new().route("/files", files).route("/files/compose", post(compose::post_compose))
+}
+
+/// The query of `/files`, as it came.
+#[derive(Debug, Default, Deserialize)]
+struct FilesQuery {
+    path: Option<String>,
+    username: Option<String>,
+    signature: Option<String>,
+    signature_expiration: Option<i64>,
+}
+
+/// What a query that does not parse is answered with: text, unlike all other errors here.
+fn bind(query: Result<Query<FilesQuery>, QueryRejection>) -> Result<FilesQuery, Response> {
+    query.map(|Query(query)| query).map_err(|rejection| {
+        let text = format!("Invalid format for a query parameter: {}\n", rejection.body_text());
+        let headers = [
+            (header::CONTENT_TYPE, "text/plain; charset=utf-8"),
+            (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        ];
+        (StatusCode::BAD_REQUEST, headers, text).into_response()
+    })
+}
+
+/// Who the request is for, once its token or signature is found good.
+fn authorize(
+    guest: &Guest,
+    query: &FilesQuery,
+    headers: &HeaderMap,
+    operation: Operation,
+) -> Result<Arc<User>, Problem> {
+    let signed = Signed {
+        path: query.path.as_deref().unwrap_or_default(),
+        operation,
+        username: query.username.as_deref().unwrap_or_default(),
+        expiration: query.signature_expiration,
+    };
+    let header = headers.get("x-access-token").map(axum::http::HeaderValue::as_bytes);
+    let token = guest.access_token();
+    signed
+        .check(token.as_deref(), header, query.signature.as_deref(), guest.now().as_second())
+        .map_err(|error| Problem::new(StatusCode::UNAUTHORIZED, error.to_string()))?;
+    user(guest, query.username.as_deref())
+}
+
+/// Looks the request's user up, by its query or as the sandbox's default.
+fn user(guest: &Guest, name: Option<&str>) -> Result<Arc<User>, Problem> {
+    let name = match name.filter(|name| !name.is_empty()) {
+        Some(name) => name.to_owned(),
+        None => guest.default_user(),
+    };
+    if name.is_empty() {
+        return Err(Problem::new(StatusCode::BAD_REQUEST, "username not provided"));
+    }
+    guest.users().by_name(&name).ok_or_else(|| {
+        let text = format!("error looking up user '{name}': user: unknown user {name}");
+        Problem::new(StatusCode::UNAUTHORIZED, text)
+    })
+}
+
+/// Runs file I/O off the async thread.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Problem> + Send + 'static,
+) -> Result<T, Problem> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or_else(|_| Err(Problem::internal("file operation was aborted")))
+}
+
+#[cfg(test)]
+mod tests;
