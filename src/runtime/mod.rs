@@ -4,7 +4,15 @@ pub mod engine;
 #[doc(hidden)]
 pub mod fake;
 pub mod link;
+pub mod logs;
 pub mod mux;
 pub mod namespace;
 pub mod registry;
 pub mod token;
+
+mod boot;
+mod control;
+mod driver;
+mod queue;
+mod reaper;
+mod world;

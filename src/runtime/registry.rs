@@ -1,20 +1,81 @@
 //! The registry: the one way to sandboxes for routes (commands) and proxy (look-up).
+//!
+//! ```text
+//!   Registry (clones) --> Inner --> Handles: id -> { queue of its driver, view it shows }
+//!                           '-----> World: engine, store, clock, keys, limits, reaper
+//! ```
+//! - The map is locked for a look-up or an insertion only, never across an await; a driver takes
+//!   its own entry out when it ends. Drivers hold the map weakly, so that dropping the last
+//!   registry ends them (running sandboxes stay, for the next registry's `recover`).
+//! - Work belongs to drivers, not to requests: a caller that goes away loses the answer only.
+//! - [`Registry::recover`] runs once, before any other call: it adopts, undoes, finishes, sweeps.
 
-use std::{fmt, sync::Arc, time::Duration};
+mod recover;
+
+use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
-
-use crate::{
-    id::{SandboxId, TeamId},
-    runtime::{engine::EngineError, link::GuestLink},
-    sandbox::{SandboxRecord, SandboxSpec},
-    store::StoreError,
+use parking_lot::RwLock;
+use tokio::{
+    sync::{Semaphore, mpsc, oneshot, watch},
+    time::timeout,
 };
+use tokio_util::{
+    sync::{CancellationToken, DropGuard},
+    task::TaskTracker,
+};
+
+use super::{
+    driver::{self, Command, Driver, EndCause, Live, View},
+    queue::Request,
+    reaper::Reaper,
+    world::World,
+};
+pub use super::{
+    logs::LogLine,
+    token::{TokenKey, same},
+    world::{BootFault, Limits, Phase},
+};
+use crate::{
+    clock::Clock,
+    id::{Entropy, SandboxId, TeamId},
+    runtime::{
+        engine::{Engine, EngineError},
+        link::GuestLink,
+    },
+    sandbox::{SandboxRecord, SandboxSpec, SandboxState},
+    store::{Store, StoreError},
+};
+
+/// How long a kill is waited for: its answer comes when no process is left, or after this.
+pub const KILL_BOUND: Duration = Duration::from_secs(5);
+/// How long a shutdown takes at most.
+pub const SHUTDOWN_BOUND: Duration = Duration::from_secs(10);
 
 /// Every sandbox of this gateway. Cheap to clone.
 #[derive(Clone)]
 pub struct Registry {
-    _inner: Arc<()>,
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    world: Arc<World>,
+    handles: Arc<Handles>,
+    tasks: TaskTracker,
+    refusing: CancellationToken,
+    _reaper: DropGuard,
+}
+
+/// The map.
+#[derive(Default)]
+pub(super) struct Handles(RwLock<HashMap<SandboxId, Handle>>);
+
+/// The way to one driver.
+#[derive(Clone)]
+pub(super) struct Handle {
+    team: TeamId,
+    commands: mpsc::Sender<Command>,
+    view: watch::Receiver<View>,
 }
 
 /// A sandbox as answers need it.
@@ -42,7 +103,7 @@ pub struct Target {
     /// The `Host` that user ports see, with `${PORT}` still in it.
     pub mask_request_host: Option<Arc<str>>,
     /// Resolves when this run ends (kill, pause, exit): open streams must be cut then.
-    pub ended: tokio_util::sync::CancellationToken,
+    pub ended: CancellationToken,
 }
 
 /// Why the proxy gets no target.
@@ -93,35 +154,102 @@ pub enum LifeError {
 // === impl Registry ===
 
 impl Registry {
+    /// An empty registry, inside a tokio runtime. Call [`Registry::recover`] before anything else.
+    pub fn new(
+        engine: Arc<dyn Engine>,
+        store: Arc<dyn Store>,
+        clock: Arc<dyn Clock>,
+        entropy: Arc<dyn Entropy>,
+        tokens: TokenKey,
+        limits: Limits,
+    ) -> Self {
+        let reaper = Arc::new(Reaper::default());
+        let handles = Arc::new(Handles::default());
+        let stop_reaper = CancellationToken::new();
+        let told = Arc::downgrade(&handles);
+        let reaping = Arc::clone(&reaper)
+            .run(Arc::clone(&clock), move |id| told.upgrade().is_none_or(|handles| handles.expire(id)));
+        let stopped = stop_reaper.clone();
+        tokio::spawn(async move { stopped.run_until_cancelled(reaping).await });
+        let world = Arc::new(World {
+            engine,
+            store,
+            clock,
+            entropy,
+            tokens,
+            limits,
+            boots: Semaphore::new(limits.concurrent_boots.max(1)),
+            reaper,
+            closing: CancellationToken::new(),
+            fault: std::sync::OnceLock::new(),
+        });
+        let inner = Inner {
+            world,
+            handles,
+            tasks: TaskTracker::new(),
+            refusing: CancellationToken::new(),
+            _reaper: stop_reaper.drop_guard(),
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// Makes boots fail where a test wants it. Once.
+    #[doc(hidden)]
+    pub fn inject(&self, fault: Arc<dyn BootFault>) {
+        let _ = self.inner.world.fault.set(fault);
+    }
+
     /// Makes a sandbox and returns when its guest is ready. The work goes on to a consistent end
     /// (running, or wholly undone) when the returned future is dropped.
     pub async fn create(&self, spec: SandboxSpec) -> Result<Sandbox, LifeError> {
-        let _ = spec;
-        std::future::pending().await
+        self.open()?;
+        let world = &self.inner.world;
+        let now = world.now();
+        let record = SandboxRecord {
+            id: SandboxId::generate(&*world.entropy),
+            state: SandboxState::Creating,
+            generation: 1,
+            started_at: now,
+            end_at: world.policy().deadline(now, now, spec.timeout()),
+            machine: None,
+            spec,
+        };
+        let driver = self.inner.driver(&record);
+        // Seen again now that a shutdown would see this one: it ends before it begins.
+        self.open()?;
+        let (reply, created) = oneshot::channel();
+        self.inner.tasks.spawn(driver.create(record, reply));
+        created.await.unwrap_or(Err(LifeError::ShuttingDown))
     }
 
-    /// A running (or paused) sandbox of the team.
+    /// A running sandbox of the team.
     pub async fn get(&self, team: TeamId, id: SandboxId) -> Result<Sandbox, LifeError> {
-        let _ = team;
-        Err(LifeError::NotFound(id))
+        let live = self.live(team, id)?;
+        Ok(self.view(live.record.clone()))
     }
 
-    /// Ends a sandbox of the team. `Ok` also when its end has already begun.
+    /// Ends a sandbox of the team. `Ok` also when its end has already begun. Returns when no
+    /// process of it is left, or after [`KILL_BOUND`]; the end goes on in any case.
     pub async fn kill(&self, team: TeamId, id: SandboxId) -> Result<(), LifeError> {
-        let _ = team;
-        Err(LifeError::NotFound(id))
+        let mut handle = self.inner.handles.of(team, id)?;
+        let view = handle.view.borrow().clone();
+        match view {
+            View::Creating | View::Gone => return Err(LifeError::NotFound(id)),
+            View::Running(_) => handle.end(EndCause::Killed).await,
+            View::Killing { .. } => {}
+        }
+        handle.stopped().await;
+        Ok(())
     }
 
     /// Sets the deadline to now + `timeout`, clamped to the run's maximum; zero ends it now.
     pub async fn set_timeout(&self, team: TeamId, id: SandboxId, timeout: Duration) -> Result<(), LifeError> {
-        let _ = (team, timeout);
-        Err(LifeError::NotFound(id))
+        self.ask(team, id, Request::SetTimeout(timeout)).await.map(drop)
     }
 
     /// Moves the deadline to now + `timeout` if that is later.
     pub async fn extend(&self, team: TeamId, id: SandboxId, timeout: Duration) -> Result<(), LifeError> {
-        let _ = (team, timeout);
-        Err(LifeError::NotFound(id))
+        self.ask(team, id, Request::Extend(timeout)).await.map(drop)
     }
 
     /// Connects to a sandbox of the team: extends a running one.
@@ -131,35 +259,172 @@ impl Registry {
         id: SandboxId,
         timeout: Duration,
     ) -> Result<(Sandbox, Connected), LifeError> {
-        let _ = (team, timeout);
-        Err(LifeError::NotFound(id))
+        let record = self.ask(team, id, Request::Connect(timeout)).await?;
+        Ok((self.view(record), Connected::Running))
+    }
+
+    /// The last lines of the guest's log, oldest first.
+    pub fn logs(&self, team: TeamId, id: SandboxId) -> Result<Vec<LogLine>, LifeError> {
+        Ok(self.live(team, id)?.logs.lines())
     }
 
     /// The tokens that belong to a record.
     pub fn view(&self, record: SandboxRecord) -> Sandbox {
-        Sandbox { record, envd_access_token: None, traffic_access_token: None }
+        self.inner.world.tokens.view(record)
     }
 
     /// The hot path: what the proxy needs, from memory.
     pub fn target(&self, id: &SandboxId) -> Result<Target, NotRunning> {
-        let _ = id;
-        Err(NotRunning::NotFound)
+        let handles = self.inner.handles.0.read();
+        let handle = handles.get(id).ok_or(NotRunning::NotFound)?;
+        match &*handle.view.borrow() {
+            View::Running(live) => Ok(live.target.clone()),
+            View::Creating => Err(NotRunning::Transitioning),
+            View::Killing { .. } | View::Gone => Err(NotRunning::NotFound),
+        }
+    }
+
+    /// How many sandboxes have a driver now, in any state.
+    pub fn len(&self) -> usize {
+        self.inner.handles.0.read().len()
+    }
+
+    /// True when no sandbox has a driver.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
     }
 
     /// The longest run, if one is configured.
     pub fn max_length(&self) -> Option<Duration> {
-        None
+        self.inner.world.limits.max_length
     }
 
     /// When a sandbox made now with this timeout would end.
     pub fn deadline(&self, timeout: Duration) -> Timestamp {
-        let _ = timeout;
-        Timestamp::UNIX_EPOCH
+        let now = self.inner.world.now();
+        self.inner.world.policy().deadline(now, now, timeout)
+    }
+
+    /// No new work; waits for what is under way, at most [`SHUTDOWN_BOUND`]. Running sandboxes
+    /// stay for the next gateway, or end too when `stop_sandboxes`. True: nothing is left undone.
+    pub async fn shutdown(&self, stop_sandboxes: bool) -> bool {
+        let inner = &self.inner;
+        inner.refusing.cancel();
+        inner.tasks.close();
+        let ending = async {
+            if stop_sandboxes {
+                for handle in inner.handles.all() {
+                    handle.end(EndCause::Shutdown).await;
+                }
+            } else {
+                inner.world.closing.cancel();
+            }
+            inner.tasks.wait().await;
+        };
+        let done = timeout(SHUTDOWN_BOUND, ending).await.is_ok();
+        inner.world.closing.cancel();
+        done
+    }
+
+    fn open(&self) -> Result<(), LifeError> {
+        if self.inner.refusing.is_cancelled() { Err(LifeError::ShuttingDown) } else { Ok(()) }
+    }
+
+    fn live(&self, team: TeamId, id: SandboxId) -> Result<Arc<Live>, LifeError> {
+        match &*self.inner.handles.of(team, id)?.view.borrow() {
+            View::Running(live) => Ok(Arc::clone(live)),
+            _ => Err(LifeError::NotFound(id)),
+        }
+    }
+
+    async fn ask(&self, team: TeamId, id: SandboxId, request: Request) -> Result<SandboxRecord, LifeError> {
+        self.open()?;
+        let handle = self.inner.handles.of(team, id)?;
+        let view = handle.view.borrow().clone();
+        match view {
+            View::Running(_) | View::Creating => {}
+            // A driver in its teardown takes no commands; the policy's answers for it.
+            View::Killing { .. } if matches!(request, Request::Connect(_)) => {
+                return Err(LifeError::Transitioning(id));
+            }
+            View::Killing { .. } | View::Gone => return Err(LifeError::NotFound(id)),
+        }
+        let (reply, answer) = oneshot::channel();
+        let gone = |_| LifeError::NotFound(id);
+        handle.commands.send(Command::Deadline { request, reply }).await.map_err(|_| gone(()))?;
+        answer.await.map_err(|_| gone(()))?
     }
 }
 
 impl fmt::Debug for Registry {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("Registry")
+        formatter.debug_struct("Registry").field("sandboxes", &self.len()).finish_non_exhaustive()
     }
 }
+
+// === impl Inner ===
+
+impl Inner {
+    /// A driver that is not running yet, known under its id.
+    fn driver(&self, record: &SandboxRecord) -> Driver {
+        let (sender, commands) = mpsc::channel(driver::QUEUE);
+        let (view, shown) = watch::channel(View::Creating);
+        let handle = Handle { team: record.spec.team, commands: sender, view: shown };
+        self.handles.0.write().insert(record.id, handle);
+        let handles = Arc::downgrade(&self.handles);
+        Driver { id: record.id, world: Arc::clone(&self.world), handles, commands, view }
+    }
+}
+
+// === impl Handles ===
+
+impl Handles {
+    pub(super) fn remove(&self, id: SandboxId) {
+        self.0.write().remove(&id);
+    }
+
+    /// Tells a driver to look at its deadline. False: its queue is full.
+    fn expire(&self, id: SandboxId) -> bool {
+        self.0.read().get(&id).is_none_or(|handle| {
+            !matches!(handle.commands.try_send(Command::Expired), Err(mpsc::error::TrySendError::Full(_)))
+        })
+    }
+
+    fn of(&self, team: TeamId, id: SandboxId) -> Result<Handle, LifeError> {
+        let handle = self.0.read().get(&id).cloned();
+        handle.filter(|handle| handle.team == team).ok_or(LifeError::NotFound(id))
+    }
+
+    fn all(&self) -> Vec<Handle> {
+        self.0.read().values().cloned().collect()
+    }
+}
+
+// === impl Handle ===
+
+impl Handle {
+    async fn end(&self, cause: EndCause) {
+        // A driver that has gone has ended it already.
+        let _ = self.commands.send(Command::End(cause)).await;
+    }
+
+    /// Waits until no process of the sandbox is left, or for [`KILL_BOUND`].
+    async fn stopped(&mut self) {
+        let stopped = self.view.wait_for(|view| matches!(view, View::Killing { stopped: true } | View::Gone));
+        let _ = timeout(KILL_BOUND, stopped).await;
+    }
+}
+
+// === impl TokenKey ===
+
+impl TokenKey {
+    /// A record with the tokens that belong to it.
+    pub fn view(&self, record: SandboxRecord) -> Sandbox {
+        let envd_access_token = record.spec.secure.then(|| self.envd(record.id));
+        let traffic_access_token = (!record.spec.public_traffic()).then(|| self.traffic(record.id));
+        Sandbox { record, envd_access_token, traffic_access_token }
+    }
+}
+
+#[cfg(test)]
+mod tests;

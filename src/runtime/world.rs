@@ -1,0 +1,101 @@
+//! What the drivers of all sandboxes share: the engine, the store, time, chance, keys and limits.
+
+use std::{
+    fmt,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use super::{engine::Engine, queue::Policy, reaper::Reaper, registry::LifeError, token::TokenKey};
+use crate::{
+    clock::Clock,
+    id::{Entropy, SandboxId},
+    store::Store,
+};
+
+/// What bounds the life of sandboxes.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// The longest run of a sandbox; none: any length.
+    pub max_length: Option<Duration>,
+    /// How many machines are being made at the same time; more creates wait in order.
+    pub concurrent_boots: usize,
+    /// How long a new machine's guest has to answer its init.
+    pub guest_timeout: Duration,
+}
+
+/// Where a boot stands: the points at which a test can make it fail or hang.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// The intent is recorded.
+    Prepared,
+    /// The machine exists.
+    Booted,
+    /// Its guest has answered.
+    Attached,
+    /// The result is recorded; nobody knows yet.
+    Active,
+}
+
+/// Fails a boot at a phase, for tests.
+#[async_trait]
+pub trait BootFault: Send + Sync {
+    /// Called when a boot has reached the phase; an error makes it fail there.
+    async fn reached(&self, sandbox: SandboxId, phase: Phase) -> Result<(), LifeError>;
+}
+
+/// The shared part.
+pub(super) struct World {
+    pub(super) engine: Arc<dyn Engine>,
+    pub(super) store: Arc<dyn Store>,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) entropy: Arc<dyn Entropy>,
+    pub(super) tokens: TokenKey,
+    pub(super) limits: Limits,
+    pub(super) boots: Semaphore,
+    pub(super) reaper: Arc<Reaper>,
+    /// The registry takes no new work; drivers let go of their sandboxes.
+    pub(super) closing: CancellationToken,
+    pub(super) fault: OnceLock<Arc<dyn BootFault>>,
+}
+
+// === impl Limits ===
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { max_length: None, concurrent_boots: 16, guest_timeout: Duration::from_secs(10) }
+    }
+}
+
+// === impl World ===
+
+impl World {
+    /// Now, as the store can keep it: whole microseconds.
+    pub(super) fn now(&self) -> Timestamp {
+        let now = self.clock.now();
+        Timestamp::from_microsecond(now.as_microsecond()).unwrap_or(now)
+    }
+
+    pub(super) fn policy(&self) -> Policy {
+        Policy { max_length: self.limits.max_length }
+    }
+
+    /// The injection point of a phase.
+    pub(super) async fn reached(&self, sandbox: SandboxId, phase: Phase) -> Result<(), LifeError> {
+        match self.fault.get() {
+            Some(fault) => fault.reached(sandbox, phase).await,
+            None => Ok(()),
+        }
+    }
+}
+
+impl fmt::Debug for World {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("World").field("engine", &self.engine.name()).finish_non_exhaustive()
+    }
+}
