@@ -16,7 +16,10 @@
 
 use std::{io, os::fd::OwnedFd, path::PathBuf};
 
+pub mod base;
 mod cgroup;
+pub mod image;
+pub mod import;
 mod instance;
 mod launch;
 mod packet;

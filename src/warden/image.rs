@@ -1,0 +1,196 @@
+//! What an image is on disk, and how one comes to be and goes.
+//!
+//! ```text
+//!   STORE/                0700 root; held by everybody as an open directory, never by path
+//!     .new-<build>/       a draft: flock'ed by whoever makes it; one that nobody locks is a
+//!                         leftover of a crash and is removed by the next maker
+//!     <build>/            complete: the draft renamed, after all of it reached the disk
+//!       image.json        what it is
+//!       root/             the layer at /
+//!       mask/ supplement/ only of a host view: the layers over the host's own /usr
+//!     .trash-<build>/     being removed; finished by the next maker if that is cut short
+//! ```
+//! An image never changes once it has its name, so it is read without a lock. The files of a
+//! layer may be hard links to the host's own (kind [`ImageKind::HostPackages`]): whoever works on
+//! the store may unlink, and may never write to, chmod or chown a file it did not make itself.
+
+use std::{
+    io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+};
+
+use rustix::{
+    fs::{Mode, OFlags, ResolveFlags},
+    io::Errno,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    id::BuildId,
+    wire::warden::{ImageInfo, ImageKind},
+};
+
+mod draft;
+mod remove;
+mod tree;
+
+pub(super) use draft::Draft;
+pub(super) use tree::Tree;
+
+/// The version of the on-disk form; an image of another version is made anew.
+pub(super) const FORMAT: u32 = 1;
+/// Describes a complete image.
+const MANIFEST: &str = "image.json";
+/// A manifest is some hundred bytes; a larger one is not ours.
+const LARGEST_MANIFEST: u64 = 64 * 1024;
+
+/// What a machine is mounted from: one overlay an entry, in mount order.
+#[derive(Debug)]
+pub struct ImageLayers {
+    /// The overlays, the root first.
+    pub mounts: Vec<ImageMount>,
+}
+
+/// One overlay of an image.
+#[derive(Debug)]
+pub struct ImageMount {
+    /// Where it goes in the machine: `""` is the root, `"usr"` is /usr.
+    pub at: &'static str,
+    /// The read-only layers, top first; each `O_PATH | O_DIRECTORY`.
+    pub lowers: Vec<OwnedFd>,
+}
+
+/// Why an image could not be made, found or removed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ImageError {
+    /// Nothing complete under that id.
+    #[error("build {0} has no image on this host")]
+    Missing(BuildId),
+    /// Something is there, but it is not an image of this version.
+    #[error("the image of build {build} cannot be used ({reason}); remove and import or build it again")]
+    Damaged {
+        /// The build.
+        build: BuildId,
+        /// What is wrong.
+        reason: String,
+    },
+    /// Another process makes the same image.
+    #[error("build {0} is being made by another process; wait for it to end")]
+    Busy(BuildId),
+    /// The host cannot lend its packages.
+    #[error(
+        "no `base` template can be made from this host: {0}; import one instead with \
+         `firkin template import NAME --rootfs DIR` or `--tar FILE`"
+    )]
+    Host(String),
+    /// What was to be imported is not acceptable.
+    #[error("import refused: {0}")]
+    Refused(String),
+    /// The host refused a step.
+    #[error("{step}: {source}")]
+    Step {
+        /// What was being done, and to what.
+        step: String,
+        /// What the host said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Names the step at which a kernel call failed.
+pub(super) trait Doing<T> {
+    /// `step` is only made when it is needed: it is said of one file among 100,000.
+    fn doing(self, step: impl FnOnce() -> String) -> Result<T, ImageError>;
+}
+
+impl<T, E: Into<io::Error>> Doing<T> for Result<T, E> {
+    fn doing(self, step: impl FnOnce() -> String) -> Result<T, ImageError> {
+        self.map_err(|error| ImageError::Step { step: step(), source: error.into() })
+    }
+}
+
+/// What `image.json` says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Manifest {
+    pub(super) format: u32,
+    pub(super) build: BuildId,
+    pub(super) kind: ImageKind,
+    pub(super) fingerprint: Option<String>,
+    pub(super) notice: Option<String>,
+}
+
+// === impl Manifest ===
+
+impl Manifest {
+    /// What people and the gateway are told of it.
+    pub(super) fn info(self, fresh: bool) -> ImageInfo {
+        let Self { build, kind, fingerprint, notice, .. } = self;
+        ImageInfo { build, kind, fingerprint, fresh, notice }
+    }
+}
+
+/// The layers of a complete image, for the launcher.
+pub fn resolve(store: BorrowedFd<'_>, build: BuildId) -> Result<ImageLayers, ImageError> {
+    let image = open(store, build)?;
+    let manifest = manifest(image.as_fd(), build)?;
+    let layer = |name: &str| directory(image.as_fd(), name).doing(|| format!("open layer {name} of {build}"));
+    let mut mounts = vec![ImageMount { at: "", lowers: vec![layer("root")?] }];
+    if manifest.kind == ImageKind::HostView {
+        let host =
+            rustix::fs::open("/usr", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+                .doing(|| "open the host's /usr".to_owned())?;
+        mounts.push(ImageMount { at: "usr", lowers: vec![layer("mask")?, layer("supplement")?, host] });
+    }
+    Ok(ImageLayers { mounts })
+}
+
+/// What a complete image is.
+pub fn info(store: BorrowedFd<'_>, build: BuildId) -> Result<ImageInfo, ImageError> {
+    let image = open(store, build)?;
+    Ok(manifest(image.as_fd(), build)?.info(false))
+}
+
+/// Removes an image; one that is not there is already removed. Machines that run on it keep
+/// their mounts but lose its files, so the caller makes sure that there are none. May take
+/// seconds: run it in a worker.
+pub fn remove(store: BorrowedFd<'_>, build: BuildId) -> Result<(), ImageError> {
+    remove::image(store, build)
+}
+
+/// Opens a directory by one name, which may not be a link.
+pub(super) fn directory(parent: BorrowedFd<'_>, name: &str) -> Result<OwnedFd, Errno> {
+    rustix::fs::openat2(
+        parent,
+        name,
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+        ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS,
+    )
+}
+
+fn open(store: BorrowedFd<'_>, build: BuildId) -> Result<OwnedFd, ImageError> {
+    match directory(store, &build.to_string()) {
+        Err(Errno::NOENT) => Err(ImageError::Missing(build)),
+        opened => opened.doing(|| format!("open the image of {build}")),
+    }
+}
+
+fn manifest(image: BorrowedFd<'_>, build: BuildId) -> Result<Manifest, ImageError> {
+    let damaged = |reason: String| ImageError::Damaged { build, reason };
+    let bytes = tree::read_capped(image, MANIFEST, LARGEST_MANIFEST)
+        .map_err(|error| damaged(format!("{MANIFEST}: {error}")))?;
+    let manifest: Manifest =
+        serde_json::from_slice(&bytes).map_err(|error| damaged(format!("{MANIFEST}: {error}")))?;
+    if manifest.format != FORMAT || manifest.build != build {
+        return Err(damaged(format!(
+            "it is build {} in format {}, this server reads format {FORMAT}",
+            manifest.build, manifest.format
+        )));
+    }
+    Ok(manifest)
+}
+
+#[cfg(test)]
+mod tests;
