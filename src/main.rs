@@ -1,3 +1,7 @@
 //! Chooses a role, runs it, and gives its exit code.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    firkin::cli::run()
+}
