@@ -1,1 +1,4 @@
-//! The only place where engines, store, clock and registry meet.
+//! The only place where engine, store, clock and registry meet.
+
+pub mod base;
+pub mod server;

@@ -1,0 +1,61 @@
+//! The `base` template in the store: everybody's, kept in step with the image on disk.
+
+use crate::{
+    clock::Clock,
+    id::{Entropy, TeamId, TemplateId},
+    sandbox::Resources,
+    store::{Build, Store, StoreError, Template},
+    wire::warden::{ImageInfo, ImageKind},
+};
+
+/// The names that SDKs create from by default. `code-interpreter-v1` and `mcp-gateway` are `base`
+/// until they are templates of their own: the names resolve, their servers do not run.
+const ALIASES: [&str; 3] = ["base", "code-interpreter-v1", "mcp-gateway"];
+/// The further name of the live view, so that nobody takes it for `base` proper.
+const HOST_ALIAS: &str = "host";
+
+/// Makes the store say what the image on disk is. A host upgrade becomes a new build of the same
+/// template; sandboxes of an older build keep theirs.
+pub async fn register(
+    store: &dyn Store,
+    clock: &dyn Clock,
+    entropy: &dyn Entropy,
+    image: &ImageInfo,
+    resources: Resources,
+) -> Result<(), StoreError> {
+    let now = clock.now();
+    let aliases: Vec<String> = ALIASES
+        .into_iter()
+        .chain((image.kind == ImageKind::HostView).then_some(HOST_ALIAS))
+        .map(str::to_owned)
+        .collect();
+    let nobody = TeamId(uuid::Uuid::nil());
+    let known = store.resolve_template(nobody, None, ALIASES[0]).await?;
+    let build_is_known = known
+        .as_ref()
+        .and_then(|template| template.build.as_ref())
+        .is_some_and(|build| build.id == image.build && build.resources == resources);
+    if build_is_known && known.as_ref().is_some_and(|template| template.aliases == aliases) {
+        return Ok(());
+    }
+    let template = Template {
+        id: known.as_ref().map_or_else(|| TemplateId::generate(entropy), |template| template.id.clone()),
+        team: None,
+        public: true,
+        aliases,
+        created_at: known.as_ref().map_or(now, |template| template.created_at),
+        updated_at: now,
+        last_spawned_at: known.as_ref().and_then(|template| template.last_spawned_at),
+        spawn_count: known.as_ref().map_or(0, |template| template.spawn_count),
+        build: None,
+    };
+    let build = Build {
+        id: image.build,
+        template: template.id.clone(),
+        resources,
+        fingerprint: image.fingerprint.clone(),
+        created_at: now,
+    };
+    store.put_template(template).await?;
+    store.add_build(build).await
+}

@@ -1,0 +1,214 @@
+//! One running server: everything joined in the order that a start needs, taken apart in the
+//! order that a stop needs.
+//!
+//! ```text
+//! start: warden's socket -> engine -> store -> keys (first start: team and key) -> base template
+//!        -> recovery (adopt, undo, sweep) -> ready
+//! stop:  no new work -> requests end, at most GRACE -> registry -> warden
+//! ```
+
+use std::{
+    fs, io,
+    net::TcpListener,
+    os::{
+        fd::OwnedFd,
+        unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _},
+    },
+    path::Path,
+    process::ExitCode,
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail};
+use tokio::{
+    net::UnixListener,
+    signal::unix::{SignalKind, signal},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    app::base,
+    clock::{Clock, SystemClock},
+    config::Config,
+    id::{Entropy, OsEntropy},
+    proxy::{self, gateway::Gateway},
+    routes::{
+        self,
+        keyring::KeyRing,
+        state::{AppState, Settings},
+    },
+    runtime::{
+        namespace::{NamespaceEngine, WardenClient},
+        registry::{Limits, Registry},
+        token::TokenKey,
+    },
+    store::{Store, sqlite::SqliteStore},
+};
+
+/// How long a stop waits for requests that are under way.
+const GRACE: Duration = Duration::from_secs(10);
+/// The team of the first start.
+const FIRST_TEAM: &str = "default";
+
+/// What a start needs to know.
+pub struct Start<'a> {
+    /// The settings.
+    pub config: &'a Config,
+    /// The domain in answers.
+    pub domain: &'a str,
+    /// The directory of database, secret and admin socket.
+    pub gateway_dir: &'a Path,
+    /// The directory of the machines' link sockets.
+    pub run_dir: &'a Path,
+    /// The warden's socket.
+    pub helper: OwnedFd,
+    /// Takes lines on long work, for people.
+    pub progress: &'a (dyn Fn(&str) + Send + Sync),
+}
+
+/// A server that is ready to serve.
+pub struct Server {
+    state: AppState,
+    warden: WardenClient,
+    admin: UnixListener,
+    notice: Option<String>,
+    found: usize,
+}
+
+// === impl Server ===
+
+impl Server {
+    /// Joins everything and recovers what an earlier server left.
+    pub async fn start(start: Start<'_>) -> anyhow::Result<Self> {
+        let (engine, warden) = NamespaceEngine::connect(start.helper, start.run_dir).await?;
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let entropy: Arc<dyn Entropy> = Arc::new(OsEntropy);
+        let database = start.gateway_dir.join("firkin.db");
+        let store: Arc<dyn Store> = Arc::new(
+            SqliteStore::open(&database).with_context(|| format!("cannot open {}", database.display()))?,
+        );
+        let keys = KeyRing::load(Arc::clone(&store), Arc::clone(&clock), Arc::clone(&entropy)).await?;
+        let seed = TokenKey::new(secret(&start.gateway_dir.join("secret"), &*entropy)?);
+        let limits = &start.config.limits;
+
+        let notice = match warden.ensure_base(|text| (start.progress)(text)).await {
+            Ok(image) => {
+                base::register(&*store, &*clock, &*entropy, &image, limits.resources).await?;
+                image.notice
+            }
+            Err(error) => Some(format!("there is no base template: {error}")),
+        };
+        let registry = Registry::new(
+            engine,
+            Arc::clone(&store),
+            Arc::clone(&clock),
+            Arc::clone(&entropy),
+            seed,
+            Limits { max_length: limits.max_timeout, ..Limits::default() },
+        );
+        let found = registry.recover().await?;
+        let settings = Settings {
+            domain: start.domain.into(),
+            max_timeout: limits.max_timeout,
+            default_resources: limits.resources,
+        };
+        let state = AppState { registry, store, keys, clock, entropy, settings };
+        let admin = admin_socket(&start.gateway_dir.join("admin.sock"))?;
+        Ok(Self { state, warden, admin, notice, found })
+    }
+
+    /// What there is to say about the base template.
+    pub fn notice(&self) -> Option<&str> {
+        self.notice.as_deref()
+    }
+
+    /// How many sandboxes of an earlier server go on.
+    pub fn found(&self) -> usize {
+        self.found
+    }
+
+    /// Makes the first team and its key when there is none yet, and gives the key once.
+    pub async fn first_key(&self) -> anyhow::Result<Option<String>> {
+        if self.state.keys.first_team().is_some() {
+            return Ok(None);
+        }
+        let team = self.state.keys.add_team(FIRST_TEAM, "The team of the first start").await?;
+        let key = self.state.keys.issue(team.id, "first start").await?;
+        Ok(Some(key.secret))
+    }
+
+    /// Serves until a signal asks to stop.
+    pub async fn run(self, listener: TcpListener, stop_sandboxes: bool) -> anyhow::Result<ExitCode> {
+        let stop = CancellationToken::new();
+        let router = routes::router(self.state.clone());
+        let gateway = Gateway::new(
+            self.state.registry.clone(),
+            router,
+            proxy::gateway::Settings { domain: Arc::clone(&self.state.settings.domain) },
+        );
+        listener.set_nonblocking(true)?;
+        let listener = tokio::net::TcpListener::from_std(listener)?;
+        let edge = tokio::spawn(proxy::gateway::serve(listener, gateway, stop.clone()));
+        let admin = axum::serve(self.admin, routes::admin::router(self.state.clone()))
+            .with_graceful_shutdown(stop.clone().cancelled_owned());
+        let admin = tokio::spawn(async move { admin.await });
+
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let helper_lost = tokio::select! {
+            _ = terminate.recv() => false,
+            _ = interrupt.recv() => false,
+            () = self.warden.closed() => true,
+        };
+        stop.cancel();
+        if helper_lost {
+            bail!("the privileged helper ended; sandboxes stay, start the server again to find them");
+        }
+        tracing::info!(stop.sandboxes = stop_sandboxes, "stopping");
+        let drained = async {
+            self.state.registry.shutdown(stop_sandboxes).await;
+            let _ = tokio::join!(edge, admin);
+        };
+        if tokio::time::timeout(GRACE, drained).await.is_err() {
+            tracing::warn!("requests were still under way after {GRACE:?}; they are cut");
+        }
+        self.warden.shutdown(stop_sandboxes).await?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// Reads the secret that tokens are derived from, or makes it; only its owner may read it.
+fn secret(path: &Path, entropy: &dyn Entropy) -> anyhow::Result<[u8; 32]> {
+    match fs::read(path) {
+        Ok(bytes) => bytes.as_slice().try_into().with_context(|| {
+            format!("{} is damaged: remove it to start over (all tokens then change)", path.display())
+        }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let mut bytes = [0; 32];
+            entropy.fill(&mut bytes);
+            let fresh = path.with_extension("new");
+            let mut file = fs::OpenOptions::new();
+            let mut file = file.write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
+            io::Write::write_all(&mut file, &bytes)?;
+            file.sync_all()?;
+            fs::rename(&fresh, path)?;
+            Ok(bytes)
+        }
+        Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
+    }
+}
+
+/// Listens on the admin socket, 0600, in place of one that an earlier server left.
+fn admin_socket(path: &Path) -> anyhow::Result<UnixListener> {
+    if let Some(parent) = path.parent() {
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
+    }
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path).with_context(|| format!("cannot listen on {}", path.display()))?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}

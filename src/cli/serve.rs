@@ -1,0 +1,161 @@
+//! `firkin serve`: from root with one thread to a gateway without privilege.
+//!
+//! ```text
+//! root, one thread:   check the build and the host -> prepare the data directory -> bind the port
+//!                     -> fork the warden -> give up every privilege
+//! ordinary user:      start tokio -> store, keys, base template, recovery -> ready line -> serve
+//! SIGTERM, SIGINT:    no new work, at most 10 s; sandboxes stay, unless --stop-sandboxes
+//! ```
+//! Each step before the ready line ends the start with a message that says what to do.
+
+use std::{
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
+    os::fd::OwnedFd,
+    process::ExitCode,
+};
+
+use anyhow::{Context as _, bail};
+use clap::Args;
+
+use crate::{
+    app::server::{self, Server},
+    cli::{embedded, note, say},
+    config::Config,
+    telemetry, warden,
+};
+
+/// Flags of `firkin serve`.
+#[derive(Debug, Args)]
+pub(super) struct ServeArgs {
+    /// The one address for everything; port 0 takes a free one [default: 127.0.0.1:3000]
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    listen: Option<String>,
+    /// The domain in answers, which `get_host()` builds on [default: firkin.localhost:<port>]
+    #[arg(long, value_name = "NAME[:PORT]")]
+    domain: Option<String>,
+    /// Longest run of a sandbox, in hours [default: no limit]
+    #[arg(long, value_name = "HOURS")]
+    max_timeout_hours: Option<String>,
+    /// End all sandboxes when the server stops; without it they stay and the next start finds them
+    #[arg(long)]
+    stop_sandboxes: bool,
+}
+
+// === impl ServeArgs ===
+
+impl ServeArgs {
+    /// The flags that are settings.
+    pub(super) fn flags(&self) -> [(&'static str, Option<String>); 3] {
+        [
+            ("listen", self.listen.clone()),
+            ("domain", self.domain.clone()),
+            ("max-timeout-hours", self.max_timeout_hours.clone()),
+        ]
+    }
+}
+
+pub(super) fn run(args: &ServeArgs, config: &Config) -> anyhow::Result<ExitCode> {
+    if !nix::unistd::geteuid().is_root() {
+        bail!(
+            "serve needs root: it makes namespaces, mounts and cgroups, and then answers requests as an \
+             ordinary user. Run `sudo firkin serve`. A rootless mode is not built yet."
+        );
+    }
+    let guest = embedded::guest().context("this binary carries no guest; build it with `make build`")?;
+    telemetry::start(&config.log)?;
+    let prepared = warden::prepare(&config.storage.data_dir)?;
+    let listener = TcpListener::bind(config.network.listen).with_context(|| {
+        format!("cannot listen on {}; choose another address with --listen", config.network.listen)
+    })?;
+    let helper = warden::fork(&prepared, guest, embedded::sudo())?;
+    warden::drop_privileges(&prepared)?;
+    std::fs::read_dir(prepared.gateway_dir()).with_context(|| {
+        format!(
+            "the gateway's user (uid {}) cannot reach {}: let others pass through the directories above it \
+             (chmod o+x), or choose another --data-dir",
+            prepared.gateway_uid(),
+            config.storage.data_dir.display()
+        )
+    })?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let code = runtime.block_on(serve(args, config, &prepared, listener, helper))?;
+    // Tasks that are still busy (an idle client's connection) do not hold up the exit.
+    runtime.shutdown_background();
+    Ok(code)
+}
+
+async fn serve(
+    args: &ServeArgs,
+    config: &Config,
+    prepared: &warden::Prepared,
+    listener: TcpListener,
+    helper: OwnedFd,
+) -> anyhow::Result<ExitCode> {
+    let address = listener.local_addr()?;
+    let domain = config
+        .network
+        .domain
+        .clone()
+        .unwrap_or_else(|| format!("firkin.localhost:{}", address.port()));
+    let server = Server::start(server::Start {
+        config,
+        domain: &domain,
+        gateway_dir: &prepared.gateway_dir(),
+        run_dir: &prepared.run_dir(),
+        helper,
+        progress: &|text| note(&format!("firkin: {text}")),
+    })
+    .await?;
+    if let Some(notice) = server.notice() {
+        note(&format!("firkin: {notice}"));
+    }
+    let url = format!("http://{}", reachable(address));
+    if let Some(key) = server.first_key().await? {
+        say(&first_lines(&url, &key));
+    }
+    say(&format!(
+        "firkin ready at {url} (domain {domain}, {} sandboxes found, data in {})",
+        server.found(),
+        config.storage.data_dir.display()
+    ));
+    server.run(listener, args.stop_sandboxes).await
+}
+
+/// The address that a client on this machine uses.
+fn reachable(address: SocketAddr) -> SocketAddr {
+    match address {
+        SocketAddr::V4(v4) if v4.ip().is_unspecified() => (Ipv4Addr::LOCALHOST, v4.port()).into(),
+        SocketAddr::V6(v6) if v6.ip().is_unspecified() => (Ipv6Addr::LOCALHOST, v6.port()).into(),
+        other => other,
+    }
+}
+
+fn first_lines(url: &str, key: &str) -> String {
+    format!(
+        r#"A team and an API key were made. The key is shown only now; `firkin key create` makes more.
+
+  export E2B_API_URL={url}
+  export E2B_SANDBOX_URL={url}
+  export E2B_API_KEY={key}
+
+  Python  pip install e2b
+          python3 -c 'from e2b import Sandbox; print(Sandbox.create().commands.run("echo hi").stdout)'
+  JS      npm install e2b
+          node -e 'import("e2b").then(async (e2b) => console.log((await (await e2b.Sandbox.create()).commands.run("echo hi")).stdout))'
+  curl    curl -s -X POST $E2B_API_URL/v2/sandboxes -H "X-API-Key: $E2B_API_KEY" -H 'Content-Type: application/json' -d '{{"templateID":"base"}}'
+"#
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unspecified_address_is_shown_as_loopback() {
+        let shown = |text: &str| reachable(text.parse().unwrap()).to_string();
+        assert_eq!(shown("0.0.0.0:3000"), "127.0.0.1:3000");
+        assert_eq!(shown("[::]:3000"), "[::1]:3000");
+        assert_eq!(shown("198.51.100.7:80"), "198.51.100.7:80");
+    }
+}
