@@ -2,12 +2,11 @@
 //! socket; only `serve`, `doctor` and `template import` do work of their own.
 
 mod admin;
-mod doctor;
+mod embedded;
 mod key;
 mod openapi;
 mod serve;
 mod team;
-mod template;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -56,11 +55,6 @@ enum Command {
     /// Teams of the running server
     #[command(subcommand)]
     Team(team::TeamCommand),
-    /// Templates of the running server
-    #[command(subcommand)]
-    Template(template::TemplateCommand),
-    /// Probe what this host offers: what will be used, what is lost without it, what to do
-    Doctor(doctor::DoctorArgs),
     /// Print the `OpenAPI` document of the control plane
     Openapi,
 }
@@ -87,8 +81,6 @@ impl Cli {
             Command::Serve(args) => serve::run(&args, &load(&settings, args.flags())?),
             Command::Key(command) => key::run(command, &load(&settings, [])?),
             Command::Team(command) => team::run(command, &load(&settings, [])?),
-            Command::Template(command) => template::run(command, &load(&settings, [])?),
-            Command::Doctor(args) => doctor::run(&args, &load(&settings, [])?),
             Command::Openapi => openapi::run(),
         }
     }
@@ -103,10 +95,7 @@ fn load(
         ("log", settings.log.clone()),
         ("log-format", settings.log_format.clone()),
     ];
-    let flags = shared
-        .into_iter()
-        .chain(flags)
-        .filter_map(|(key, value)| Some((key.to_owned(), value?)));
+    let flags = shared.into_iter().chain(flags).filter_map(|(key, value)| Some((key.to_owned(), value?)));
     let mut sources = Sources::new(flags, std::env::vars());
     let named = settings.config.clone();
     let path = named.clone().unwrap_or_else(|| PathBuf::from(config::DEFAULT_FILE));

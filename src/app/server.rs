@@ -33,11 +33,7 @@ use crate::{
     config::Config,
     id::{Entropy, OsEntropy},
     proxy::{self, gateway::Gateway},
-    routes::{
-        self,
-        keyring::KeyRing,
-        state::{AppState, Settings},
-    },
+    routes::{self, AppState, Settings, keyring::KeyRing},
     runtime::{
         namespace::{NamespaceEngine, WardenClient},
         registry::{Limits, Registry},
@@ -107,7 +103,7 @@ impl Server {
             seed,
             Limits { max_length: limits.max_timeout, ..Limits::default() },
         );
-        let found = registry.recover().await?;
+        let found = registry.recover().await?.adopted.len();
         let settings = Settings {
             domain: start.domain.into(),
             max_timeout: limits.max_timeout,
@@ -145,7 +141,7 @@ impl Server {
         let gateway = Gateway::new(
             self.state.registry.clone(),
             router,
-            proxy::gateway::Settings { domain: Arc::clone(&self.state.settings.domain) },
+            proxy::gateway::Settings::new(&*self.state.settings.domain),
         );
         listener.set_nonblocking(true)?;
         let listener = tokio::net::TcpListener::from_std(listener)?;
@@ -208,7 +204,8 @@ fn admin_socket(path: &Path) -> anyhow::Result<UnixListener> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
         _ => {}
     }
-    let listener = UnixListener::bind(path).with_context(|| format!("cannot listen on {}", path.display()))?;
+    let listener =
+        UnixListener::bind(path).with_context(|| format!("cannot listen on {}", path.display()))?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
     Ok(listener)
 }

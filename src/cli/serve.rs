@@ -92,11 +92,8 @@ async fn serve(
     helper: OwnedFd,
 ) -> anyhow::Result<ExitCode> {
     let address = listener.local_addr()?;
-    let domain = config
-        .network
-        .domain
-        .clone()
-        .unwrap_or_else(|| format!("firkin.localhost:{}", address.port()));
+    let domain =
+        config.network.domain.clone().unwrap_or_else(|| format!("firkin.localhost:{}", address.port()));
     let server = Server::start(server::Start {
         config,
         domain: &domain,

@@ -36,7 +36,9 @@ impl Page {
             None => MOST,
             Some(Ok(limit)) if (1..=MOST).contains(&limit) => limit,
             Some(_) => {
-                return Err(ApiError::validation("parameter \"limit\" in query: want a number from 1 to 100"));
+                return Err(ApiError::validation(
+                    "parameter \"limit\" in query: want a number from 1 to 100",
+                ));
             }
         };
         let ascending = match query.get("order") {
