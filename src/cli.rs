@@ -7,6 +7,7 @@ mod key;
 mod openapi;
 mod serve;
 mod team;
+mod template;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -55,6 +56,9 @@ enum Command {
     /// Teams of the running server
     #[command(subcommand)]
     Team(team::TeamCommand),
+    /// Templates of the running server
+    #[command(subcommand)]
+    Template(template::TemplateCommand),
     /// Print the `OpenAPI` document of the control plane
     Openapi,
 }
@@ -81,6 +85,7 @@ impl Cli {
             Command::Serve(args) => serve::run(&args, &load(&settings, args.flags())?),
             Command::Key(command) => key::run(command, &load(&settings, [])?),
             Command::Team(command) => team::run(command, &load(&settings, [])?),
+            Command::Template(command) => template::run(command, &load(&settings, [])?),
             Command::Openapi => openapi::run(),
         }
     }
