@@ -1,3 +1,5 @@
 //! The one integration binary: its folders mirror the rooms of `src/`.
 
 mod architecture;
+mod support;
+mod warden;

@@ -143,6 +143,12 @@ impl Cgroups {
         Self { hierarchies, kind }
     }
 
+    /// No cgroups at all.
+    #[cfg(test)]
+    pub(crate) fn none() -> Self {
+        Self::of(Vec::new(), None)
+    }
+
     /// The choice, in words.
     pub(crate) fn kind(&self) -> &'static str {
         self.kind

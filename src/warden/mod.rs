@@ -18,14 +18,20 @@ use std::{io, os::fd::OwnedFd, path::PathBuf};
 
 pub mod base;
 mod cgroup;
+mod dial;
 pub mod image;
 pub mod import;
 mod instance;
 mod launch;
+mod machine;
 mod packet;
 mod prepare;
 mod privilege;
+pub mod probe;
+mod rubbish;
+mod serve;
 mod slot;
+mod slots;
 mod worker;
 
 pub use prepare::{Prepared, prepare};
@@ -82,6 +88,58 @@ impl<T, E: Into<io::Error>> At<T> for Result<T, E> {
 /// its end of the socket and goes on as the gateway. `guest` and `sudo` are the binaries for the
 /// machines. Call it in a process with one thread.
 pub fn fork(prepared: &Prepared, guest: &[u8], sudo: &[u8]) -> Result<OwnedFd, WardenError> {
-    let _ = (prepared, guest, sudo);
-    Err(WardenError::Step { step: "fork the helper", source: io::ErrorKind::Unsupported.into() })
+    if guest.is_empty() {
+        let source = io::Error::other("this build carries no guest binary; build it with `make serve`");
+        return Err(WardenError::Step { step: "load the guest", source });
+    }
+    let guest = seal(guest).at("seal the guest's binary")?;
+    let (gateway, warden) = packet::pair().at("make the helper's socket")?;
+    // Only its own end is open in each process: the end of one is how the other notices.
+    let mut ends = Some((gateway, warden));
+    worker::fork_into(|| {
+        let Some((gateway, warden)) = ends.take() else { return 1 };
+        drop(gateway);
+        match live(prepared, warden, guest, sudo) {
+            Ok(()) => 0,
+            Err(error) => {
+                tracing::error!(%error, "the helper cannot start");
+                1
+            }
+        }
+    })
+    .at("fork the helper")?;
+    let Some((gateway, _)) = ends else {
+        return Err(io::Error::other("the socket is gone")).at("fork the helper");
+    };
+    Ok(gateway)
+}
+
+/// The warden's life.
+fn live(prepared: &Prepared, socket: OwnedFd, guest: OwnedFd, sudo: &[u8]) -> Result<(), WardenError> {
+    use nix::sys::signal::Signal;
+    // A signal to the whole group ends the gateway, and the gateway's end is what ends the warden.
+    rustix::process::setsid().at("leave the gateway's session")?;
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT] {
+        worker::ignore(signal).at("ignore signals")?;
+    }
+    rustix::thread::set_name(c"firkin-warden").at("take a name")?;
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let raised = rustix::process::Rlimit { current: limit.maximum, maximum: limit.maximum };
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, raised).at("raise the limit of files")?;
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+    serve::Warden::start(prepared, socket, guest, sudo).at("start the helper")?.run();
+    Ok(())
+}
+
+/// The guest's binary as a file without a name that nobody can change.
+fn seal(binary: &[u8]) -> io::Result<OwnedFd> {
+    use std::io::Write;
+
+    use rustix::fs::{MemfdFlags, SealFlags};
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let mut file = std::fs::File::from(rustix::fs::memfd_create("firkin-guest", flags)?);
+    file.write_all(binary)?;
+    let seals = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
+    rustix::fs::fcntl_add_seals(&file, seals)?;
+    Ok(file.into())
 }

@@ -134,6 +134,13 @@ fn rustix_pipe() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok((read.into(), write.into()))
 }
 
+/// Ignores a signal from now on.
+pub(crate) fn ignore(signal: nix::sys::signal::Signal) -> io::Result<()> {
+    // SAFETY: ignoring installs no handler, so no code of ours ever runs in a signal's context.
+    unsafe { nix::sys::signal::signal(signal, nix::sys::signal::SigHandler::SigIgn) }?;
+    Ok(())
+}
+
 /// Runs a closure in a child process, which ends with what it returns.
 pub(crate) fn fork_into(child: impl FnOnce() -> i32) -> io::Result<Pid> {
     // SAFETY: the calling process has one thread (the warden, or `serve` before its runtime), so

@@ -18,7 +18,8 @@ use std::{
 use parking_lot::Mutex;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendFlags};
 use tokio::{
-    io::{Interest, unix::AsyncFd},
+    io::Interest,
+    net::UnixDatagram,
     sync::{broadcast, mpsc, oneshot},
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -42,7 +43,8 @@ pub struct WardenClient {
 
 #[derive(Debug)]
 struct Shared {
-    socket: AsyncFd<OwnedFd>,
+    /// A packet socket; tokio has no type of that name, and to it they behave alike.
+    socket: UnixDatagram,
     next: AtomicU64,
     waiting: Mutex<HashMap<u64, Waiter>>,
     events: broadcast::Sender<Event>,
@@ -86,9 +88,10 @@ pub enum ClientError {
 impl WardenClient {
     /// Takes the gateway's end of the socket. Needs a runtime around it.
     pub(super) fn new(socket: OwnedFd) -> io::Result<Self> {
-        rustix::io::ioctl_fionbio(&socket, true)?;
+        let socket = std::os::unix::net::UnixDatagram::from(socket);
+        socket.set_nonblocking(true)?;
         let shared = Arc::new(Shared {
-            socket: AsyncFd::new(socket)?,
+            socket: UnixDatagram::from_std(socket)?,
             next: AtomicU64::new(1),
             waiting: Mutex::new(HashMap::new()),
             events: broadcast::channel(EVENTS).0,
@@ -207,9 +210,9 @@ fn image(reply: Reply) -> Result<ImageInfo, ClientError> {
 impl Shared {
     async fn write(&self, packet: &[u8]) -> io::Result<()> {
         self.socket
-            .async_io(Interest::WRITABLE, |socket| {
+            .async_io(Interest::WRITABLE, || {
                 let mut none = SendAncillaryBuffer::default();
-                rustix::net::sendmsg(socket, &[IoSlice::new(packet)], &mut none, SendFlags::NOSIGNAL)?;
+                rustix::net::sendmsg(&self.socket, &[IoSlice::new(packet)], &mut none, SendFlags::NOSIGNAL)?;
                 Ok(())
             })
             .await
@@ -246,7 +249,7 @@ async fn read(shared: Arc<Shared>, stop: CancellationToken) {
     loop {
         let packet = tokio::select! {
             () = stop.cancelled() => break,
-            packet = shared.socket.async_io(Interest::READABLE, |socket| receive(socket, &mut buffer)) => packet,
+            packet = shared.socket.async_io(Interest::READABLE, || receive(&shared.socket, &mut buffer)) => packet,
         };
         match packet {
             Ok(Some((packet, descriptors))) => shared.take(packet, descriptors),
@@ -262,7 +265,7 @@ async fn read(shared: Arc<Shared>, stop: CancellationToken) {
 }
 
 /// `None`: the warden is gone.
-fn receive(socket: &OwnedFd, buffer: &mut [u8]) -> io::Result<Option<(FromWarden, Vec<OwnedFd>)>> {
+fn receive(socket: &UnixDatagram, buffer: &mut [u8]) -> io::Result<Option<(FromWarden, Vec<OwnedFd>)>> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let message =

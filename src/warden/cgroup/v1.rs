@@ -6,6 +6,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use rustix::process::{Pid, Signal};
+
 use super::{GUEST_MEMORY, GUEST_PIDS, Handles, Hierarchy, Limits, WORK_PIDS, put, read_key, read_number};
 use crate::wire::warden::MachineStats;
 
@@ -126,8 +128,14 @@ impl Hierarchy for V1 {
     }
 
     fn kill(&self, group: &Path) -> io::Result<()> {
-        // Pid 1 takes its whole namespace with it; but not while it is frozen.
-        self.freeze(group, false).unwrap_or(Ok(()))
+        if self.controller != Controller::Freezer {
+            return Ok(());
+        }
+        // First the signal, then the thaw: nothing runs in between that could fork away.
+        for pid in processes(group) {
+            let _ = rustix::process::kill_process(pid, Signal::KILL);
+        }
+        put(group.join("freezer.state"), "THAWED")
     }
 
     fn populated(&self, directory: &Path) -> bool {
@@ -142,4 +150,9 @@ impl Hierarchy for V1 {
     fn events(&self, _group: &Path) -> Option<io::Result<OwnedFd>> {
         None
     }
+}
+
+fn processes(group: &Path) -> Vec<Pid> {
+    let procs = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
+    procs.lines().filter_map(|line| Pid::from_raw(line.parse().ok()?)).collect()
 }

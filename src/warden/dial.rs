@@ -1,0 +1,38 @@
+//! Sockets that live in a machine's network namespace. Never connected here: connecting can wait.
+
+use std::{
+    fs::File,
+    io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+};
+
+use rustix::{
+    net::{AddressFamily, SocketFlags, SocketType},
+    thread::{self, LinkNameSpaceType, ThreadNameSpaceType},
+};
+
+/// The warden's own network namespace, to come back to.
+#[derive(Debug)]
+pub(super) struct Home(OwnedFd);
+
+// === impl Home ===
+
+impl Home {
+    pub(super) fn open() -> io::Result<Self> {
+        File::open("/proc/self/ns/net").map(|file| Self(file.into()))
+    }
+
+    /// Makes a TCP socket in the namespace of the process. The descriptor names the process for
+    /// sure: a number could have been given to another one.
+    pub(super) fn socket_in(&self, machine: BorrowedFd<'_>, v6: bool) -> io::Result<OwnedFd> {
+        thread::move_into_thread_name_spaces(machine, ThreadNameSpaceType::NETWORK)?;
+        let family = if v6 { AddressFamily::INET6 } else { AddressFamily::INET };
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None);
+        if thread::move_into_link_name_space(self.0.as_fd(), Some(LinkNameSpaceType::Network)).is_err() {
+            // Every later step would happen in a sandbox's network: better none at all.
+            std::process::abort();
+        }
+        Ok(socket?)
+    }
+}

@@ -1,0 +1,199 @@
+//! What each request does; all but the lives of machines, which have their own files.
+
+use std::{
+    os::fd::AsFd,
+    time::{Duration, Instant},
+};
+
+use super::{Warden, jobs::Purpose};
+use crate::{
+    id::{BuildId, SandboxId},
+    warden::{
+        base, image,
+        machine::{Machine, Phase},
+        probe,
+    },
+    wire::warden::{Call, Cause, FromWarden, MachineInfo, Reply},
+};
+
+/// Machines of one answer: their text stays well below the size of a packet.
+const PAGE: usize = 200;
+/// How old a count of bytes on disk may be.
+const DISK_AGE: Duration = Duration::from_secs(10);
+
+impl Warden<'_> {
+    pub(super) fn call(&mut self, seq: u64, call: Call) {
+        match call {
+            Call::CreateMachine(spec) => self.create(seq, spec),
+            Call::StopMachine { sandbox, keep_disk } => self.stop(sandbox, Some(seq), keep_disk),
+            Call::Freeze { sandbox } => self.freeze(seq, sandbox, true),
+            Call::Thaw { sandbox } => self.freeze(seq, sandbox, false),
+            Call::Stats { sandbox } => self.stats(seq, sandbox),
+            Call::PortSocket { sandbox, v6 } => self.port_socket(seq, sandbox, v6),
+            Call::ListMachines { after } => self.list(seq, after),
+            Call::FindMachine { sandbox } => {
+                let found = self.machines.get(&sandbox).filter(|machine| machine.is_live());
+                let machines = found.map(Machine::info).into_iter().collect();
+                self.answer(seq, Reply::Machines { machines });
+            }
+            Call::EnsureBase => self.ensure_base(seq),
+            Call::CheckImage { build } => match image::info(self.prepared.templates.as_fd(), build) {
+                Ok(info) => self.answer(seq, Reply::Image(info)),
+                Err(error) => self.refuse(seq, error.to_string(), Cause::NoImage),
+            },
+            Call::RemoveImage { build } => self.remove_image(seq, build),
+            Call::Probe => {
+                let prepared = self.prepared;
+                self.send_worker(vec![seq], Purpose::Probe, move |_| {
+                    crate::warden::worker::Report::Probes(probe::all(prepared.data.as_fd()))
+                });
+            }
+            Call::Shutdown { stop_machines } => self.close(Some(seq), stop_machines),
+        }
+    }
+
+    fn list(&mut self, seq: u64, after: Option<SandboxId>) {
+        let machines: Vec<MachineInfo> = self
+            .machines
+            .iter()
+            .filter(|(sandbox, machine)| machine.is_live() && after.is_none_or(|after| **sandbox > after))
+            .take(PAGE)
+            .map(|(_, machine)| machine.info())
+            .collect();
+        self.answer(seq, Reply::Machines { machines });
+    }
+
+    fn port_socket(&mut self, seq: u64, sandbox: SandboxId, v6: bool) {
+        let Some(Machine { process: Some((process, _)), phase: Phase::Live { .. }, .. }) =
+            self.machines.get(&sandbox)
+        else {
+            return self.no_machine(seq, sandbox);
+        };
+        match self.home.socket_in(process.as_fd(), v6) {
+            Ok(socket) => self.wire.send(&FromWarden::Answer { seq, reply: Reply::Done }, Some(socket)),
+            Err(error) => self.refuse(seq, format!("make a socket in the machine: {error}"), Cause::Host),
+        }
+    }
+
+    fn freeze(&mut self, seq: u64, sandbox: SandboxId, frozen: bool) {
+        let Some(machine) = self.machines.get_mut(&sandbox) else {
+            return self.no_machine(seq, sandbox);
+        };
+        match &mut machine.phase {
+            Phase::Live { settling: Some(_) } => {
+                self.refuse(seq, "it is being frozen or thawed".to_owned(), Cause::Invalid);
+            }
+            Phase::Live { settling } => match self.cgroups.freeze(machine.record.name(), frozen) {
+                Ok(()) => {
+                    *settling = Some((seq, frozen));
+                    self.settled(sandbox);
+                }
+                Err(error) => self.refuse(seq, format!("freeze or thaw: {error}"), Cause::Host),
+            },
+            _ => self.no_machine(seq, sandbox),
+        }
+    }
+
+    fn no_machine(&mut self, seq: u64, sandbox: SandboxId) {
+        self.refuse(seq, format!("sandbox {sandbox} has no machine"), Cause::NoMachine);
+    }
+
+    /// Answers a freeze or thaw when the kernel says that it is so. True: it was answered.
+    fn settled(&mut self, sandbox: SandboxId) -> bool {
+        let Some(machine) = self.machines.get_mut(&sandbox) else { return false };
+        let Phase::Live { settling: Some((seq, wanted)) } = machine.phase else { return false };
+        if self.cgroups.frozen(machine.record.name()) != wanted {
+            return false;
+        }
+        machine.frozen = wanted;
+        machine.phase = Phase::Live { settling: None };
+        self.answer(seq, Reply::Done);
+        true
+    }
+
+    /// The machine's cgroup became empty, frozen or thawed.
+    pub(super) fn groups_changed(&mut self, sandbox: SandboxId) {
+        let Some(machine) = self.machines.get(&sandbox) else { return };
+        if let Some((groups, _)) = &machine.groups {
+            // Only a read makes the kernel report the next change.
+            let _ = rustix::io::pread(groups, &mut [0_u8; 256], 0);
+        }
+        if !self.settled(sandbox) {
+            self.finish_ending(sandbox);
+        }
+    }
+
+    pub(super) fn has_settling(&self) -> bool {
+        self.machines.values().any(|machine| matches!(machine.phase, Phase::Live { settling: Some(_) }))
+    }
+
+    /// Looks again at freezes that wait, for hosts that report no event for them.
+    pub(super) fn finish_settling(&mut self) -> bool {
+        let waiting: Vec<SandboxId> = self
+            .machines
+            .iter()
+            .filter(|(_, machine)| matches!(machine.phase, Phase::Live { settling: Some(_) }))
+            .map(|(sandbox, _)| *sandbox)
+            .collect();
+        waiting.into_iter().fold(false, |progress, sandbox| self.settled(sandbox) || progress)
+    }
+
+    fn stats(&mut self, seq: u64, sandbox: SandboxId) {
+        let Some(machine) = self.machines.get(&sandbox).filter(|machine| machine.is_live()) else {
+            return self.no_machine(seq, sandbox);
+        };
+        let recent = machine.disk.is_some_and(|(when, _)| when.elapsed() < DISK_AGE);
+        if recent {
+            return self.answer_stats(seq, sandbox);
+        }
+        self.measure_disk(seq, sandbox);
+    }
+
+    /// Answers with the cgroups' figures of now and the disk's last count.
+    pub(super) fn answer_stats(&mut self, seq: u64, sandbox: SandboxId) {
+        let Some(machine) = self.machines.get(&sandbox).filter(|machine| machine.is_live()) else {
+            return self.no_machine(seq, sandbox);
+        };
+        let mut stats = self.cgroups.measure(machine.record.name());
+        stats.disk_bytes = machine.disk.map_or(0, |(_, bytes)| bytes);
+        self.answer(seq, Reply::Stats(stats));
+    }
+
+    pub(super) fn disk_measured(&mut self, sandbox: SandboxId, bytes: Option<u64>) {
+        if let Some(machine) = self.machines.get_mut(&sandbox) {
+            let before = machine.disk.map_or(0, |(_, bytes)| bytes);
+            machine.disk = Some((Instant::now(), bytes.unwrap_or(before)));
+        }
+    }
+
+    fn ensure_base(&mut self, seq: u64) {
+        if self.join_job(seq, &Purpose::Base) {
+            return;
+        }
+        let (prepared, sudo) = (self.prepared, self.sudo);
+        self.send_worker(vec![seq], Purpose::Base, move |reporter| {
+            use crate::warden::worker::Report;
+            let mut progress = |text: &str| reporter.say(&Report::Progress(text.to_owned()));
+            match base::ensure(prepared.templates.as_fd(), sudo, &mut progress) {
+                Ok(info) => Report::Image(info),
+                Err(error) => Report::Failed(error.to_string()),
+            }
+        });
+    }
+
+    fn remove_image(&mut self, seq: u64, build: BuildId) {
+        let used = self.machines.values().any(|machine| machine.record.build == build)
+            || self.queue.iter().any(|(_, queued)| queued.build == build);
+        if used {
+            return self.refuse(seq, format!("a machine uses build {build}"), Cause::Invalid);
+        }
+        let prepared = self.prepared;
+        self.send_worker(vec![seq], Purpose::RemoveImage, move |_| {
+            use crate::warden::worker::Report;
+            match image::remove(prepared.templates.as_fd(), build) {
+                Ok(()) => Report::Done,
+                Err(error) => Report::Failed(error.to_string()),
+            }
+        });
+    }
+}

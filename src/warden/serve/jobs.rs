@@ -1,0 +1,146 @@
+//! Workers under way: what each is for, and who hears of it.
+
+use std::os::fd::AsFd;
+
+use rustix::event::epoll;
+
+use super::{Source, Warden};
+use crate::{
+    id::SandboxId,
+    warden::{
+        machine::room,
+        rubbish,
+        worker::{Report, Reporter, Worker},
+    },
+    wire::warden::{Cause, Event, Reply},
+};
+
+/// A worker and its purpose.
+#[derive(Debug)]
+pub(super) struct Job {
+    worker: Worker,
+    purpose: Purpose,
+    /// Requests that its outcome answers.
+    seqs: Vec<u64>,
+    outcome: Option<Report>,
+}
+
+/// What a worker is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// Build the `base` template.
+    Base,
+    /// Remove an image.
+    RemoveImage,
+    /// Look at the host.
+    Probe,
+    /// Count a machine's bytes on disk.
+    Measure(SandboxId),
+    /// Remove the directories of ended machines.
+    Rubbish,
+}
+
+impl Warden<'_> {
+    /// Sends a worker; its outcome answers the requests.
+    pub(super) fn send_worker(
+        &mut self,
+        seqs: Vec<u64>,
+        purpose: Purpose,
+        work: impl FnOnce(&mut Reporter) -> Report,
+    ) {
+        let sent = Worker::spawn(work).and_then(|worker| {
+            let token = self.watch.add(worker.as_fd(), epoll::EventFlags::IN, Source::Job)?;
+            Ok((token, worker))
+        });
+        match sent {
+            Ok((token, worker)) => {
+                self.jobs.insert(token, Job { worker, purpose, seqs, outcome: None });
+            }
+            Err(error) => {
+                for seq in seqs {
+                    self.refuse(seq, format!("start a worker: {error}"), Cause::Host);
+                }
+            }
+        }
+    }
+
+    /// Lets a request wait for a worker that does the same already.
+    pub(super) fn join_job(&mut self, seq: u64, purpose: &Purpose) -> bool {
+        let found = self.jobs.values_mut().find(|job| job.purpose == *purpose);
+        found.map(|job| job.seqs.push(seq)).is_some()
+    }
+
+    pub(super) fn is_sweeping(&self) -> bool {
+        self.jobs.values().any(|job| job.purpose == Purpose::Rubbish)
+    }
+
+    pub(super) fn heard_from_job(&mut self, token: u64) {
+        let Some(job) = self.jobs.get_mut(&token) else { return };
+        let (reports, ended) = job.worker.listen();
+        let mut lines = Vec::new();
+        for report in reports {
+            match report {
+                Report::Progress(text) => lines.push(text),
+                last => job.outcome = Some(last),
+            }
+        }
+        let seqs = job.seqs.clone();
+        for text in lines {
+            for seq in &seqs {
+                self.tell(Event::Progress { seq: *seq, text: text.clone() });
+            }
+        }
+        if ended && let Some(job) = self.jobs.remove(&token) {
+            self.watch.forget(token, job.worker.as_fd());
+            self.job_ended(job);
+        }
+    }
+
+    fn job_ended(&mut self, job: Job) {
+        let outcome = job.outcome.unwrap_or_else(|| Report::Failed("the worker ended early".to_owned()));
+        if let Purpose::Measure(sandbox) = job.purpose {
+            let bytes = if let Report::Bytes(bytes) = outcome { Some(bytes) } else { None };
+            self.disk_measured(sandbox, bytes);
+            return job.seqs.into_iter().for_each(|seq| self.answer_stats(seq, sandbox));
+        }
+        if let Report::Failed(reason) = &outcome {
+            tracing::warn!(purpose = ?job.purpose, %reason, "a worker failed");
+        }
+        for seq in job.seqs {
+            match &outcome {
+                Report::Image(info) => self.answer(seq, Reply::Image(info.clone())),
+                Report::Probes(probes) => self.answer(seq, Reply::Probes { probes: probes.clone() }),
+                Report::Failed(reason) => self.refuse(seq, reason.clone(), Cause::Host),
+                _ => self.answer(seq, Reply::Done),
+            }
+        }
+    }
+
+    pub(super) fn measure_disk(&mut self, seq: u64, sandbox: SandboxId) {
+        if self.join_job(seq, &Purpose::Measure(sandbox)) {
+            return;
+        }
+        let prepared = self.prepared;
+        self.send_worker(vec![seq], Purpose::Measure(sandbox), move |_| {
+            match room::open(prepared.machines.as_fd(), sandbox.as_str()) {
+                Ok(room) => Report::Bytes(rubbish::usage(room.as_fd())),
+                Err(error) => Report::Failed(error.to_string()),
+            }
+        });
+    }
+
+    /// Sends a worker for what ended machines left, one at a time.
+    pub(super) fn collect_rubbish(&mut self) {
+        if !self.rubbish || self.is_sweeping() {
+            return;
+        }
+        self.rubbish = false;
+        let prepared = self.prepared;
+        self.send_worker(Vec::new(), Purpose::Rubbish, move |_| {
+            match room::trash(prepared.machines.as_fd()).and_then(|trash| rubbish::empty(trash.as_fd())) {
+                Ok(()) => Report::Done,
+                Err(error) => Report::Failed(error.to_string()),
+            }
+        });
+    }
+}
