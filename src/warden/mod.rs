@@ -32,6 +32,9 @@ mod rubbish;
 mod serve;
 mod slot;
 mod slots;
+mod seccomp;
+mod slot;
+mod syscall;
 mod worker;
 
 pub use prepare::{Prepared, prepare};
