@@ -106,12 +106,9 @@ impl Caller {
         if self.legacy { entry::legacy(entry) } else { entry }
     }
 
-    fn answer<T>(&self, message: T) -> ServiceResult<T> {
-        let mut response = Response::new(message);
-        if self.legacy {
-            response = response.with_header("X-E2B-Legacy-SDK", "true");
-        }
-        Ok(response)
+    fn answer<T>(&self, message: T) -> Response<T> {
+        let response = Response::new(message);
+        if self.legacy { response.with_header("X-E2B-Legacy-SDK", "true") } else { response }
     }
 }
 
@@ -165,7 +162,7 @@ impl Filesystem for FilesystemService {
         let caller = self.caller(&context)?;
         let path = caller.resolve(request.path)?;
         let entry = self.run(move |users| stat(&path, users)).await?;
-        caller.answer(StatResponse { entry: caller.dialect(entry).into(), ..Default::default() })
+        Ok(caller.answer(StatResponse { entry: caller.dialect(entry).into(), ..Default::default() }))
     }
 
     async fn make_dir<'a>(
@@ -180,7 +177,7 @@ impl Filesystem for FilesystemService {
             stat(&path, users)
         });
         let entry = made.await?;
-        caller.answer(MakeDirResponse { entry: caller.dialect(entry).into(), ..Default::default() })
+        Ok(caller.answer(MakeDirResponse { entry: caller.dialect(entry).into(), ..Default::default() }))
     }
 
     async fn r#move<'a>(
@@ -196,7 +193,7 @@ impl Filesystem for FilesystemService {
             stat(&destination, users)
         });
         let entry = moved.await?;
-        caller.answer(MoveResponse { entry: caller.dialect(entry).into(), ..Default::default() })
+        Ok(caller.answer(MoveResponse { entry: caller.dialect(entry).into(), ..Default::default() }))
     }
 
     async fn list_dir<'a>(
@@ -210,7 +207,7 @@ impl Filesystem for FilesystemService {
         if caller.legacy {
             entries = entries.into_iter().map(entry::legacy).collect();
         }
-        caller.answer(ListDirResponse { entries, ..Default::default() })
+        Ok(caller.answer(ListDirResponse { entries, ..Default::default() }))
     }
 
     async fn remove<'a>(
@@ -221,7 +218,7 @@ impl Filesystem for FilesystemService {
         let caller = self.caller(&context)?;
         let path = caller.resolve(request.path)?;
         self.run(move |_| change::remove(&path)).await?;
-        caller.answer(RemoveResponse::default())
+        Ok(caller.answer(RemoveResponse::default()))
     }
 
     async fn watch_dir(
@@ -239,7 +236,7 @@ impl Filesystem for FilesystemService {
         let subscription = self.subscribe(wish).await?;
         let stream: ServiceStream<WatchDirResponse> =
             Box::pin(watching::stream(subscription, watching::keepalive(context.headers())));
-        caller.answer(stream)
+        Ok(caller.answer(stream))
     }
 
     async fn create_watcher<'a>(
@@ -256,7 +253,7 @@ impl Filesystem for FilesystemService {
         };
         let subscription = self.subscribe(wish).await?;
         let watcher_id = self.polling.add(subscription, self.guest.entropy());
-        caller.answer(CreateWatcherResponse { watcher_id, ..Default::default() })
+        Ok(caller.answer(CreateWatcherResponse { watcher_id, ..Default::default() }))
     }
 
     async fn get_watcher_events<'a>(
@@ -269,7 +266,7 @@ impl Filesystem for FilesystemService {
         let events =
             self.run(move |_| watcher.poll().map_err(|error| FilesystemError::Internal(error.to_string())));
         let events = events.await?.into_iter().map(watching::message).collect();
-        caller.answer(GetWatcherEventsResponse { events, ..Default::default() })
+        Ok(caller.answer(GetWatcherEventsResponse { events, ..Default::default() }))
     }
 
     async fn remove_watcher<'a>(
@@ -279,7 +276,7 @@ impl Filesystem for FilesystemService {
     ) -> ServiceResult<impl Encodable<RemoveWatcherResponse> + Send + use<'a>> {
         let caller = self.caller(&context)?;
         self.polling.remove(request.watcher_id)?;
-        caller.answer(RemoveWatcherResponse::default())
+        Ok(caller.answer(RemoveWatcherResponse::default()))
     }
 }
 

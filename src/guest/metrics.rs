@@ -187,11 +187,11 @@ mod tests {
 
     use super::*;
 
-    fn counter(text: &str) -> Option<OwnedFd> {
+    fn counter(text: &str) -> OwnedFd {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("counter");
         fs::write(&path, text).unwrap();
-        Some(File::open(path).unwrap().into())
+        File::open(path).unwrap().into()
     }
 
     #[test]
@@ -199,17 +199,17 @@ mod tests {
         let mut machine = Machine {
             memory_mb: 512,
             cpu_count: 2,
-            memory_current: counter("3000000\n"),
-            memory_stat: counter("anon 5\nfile 1000000\nfile_mapped 7\n"),
-            cpu_usage: counter("usage_usec 42\nuser_usec 40\n"),
+            memory_current: Some(counter("3000000\n")),
+            memory_stat: Some(counter("anon 5\nfile 1000000\nfile_mapped 7\n")),
+            cpu_usage: Some(counter("usage_usec 42\nuser_usec 40\n")),
             v2: true,
         };
         let wanted = Memory { total: 512 * MIB, used: 2_000_000, cache: 1_000_000 };
         assert_eq!(memory(&machine).unwrap(), wanted);
         assert_eq!(busy_ns(&machine).unwrap(), 42_000);
         machine.v2 = false;
-        machine.memory_stat = counter("cache 3\ntotal_cache 1000000\n");
-        machine.cpu_usage = counter("42\n");
+        machine.memory_stat = Some(counter("cache 3\ntotal_cache 1000000\n"));
+        machine.cpu_usage = Some(counter("42\n"));
         assert_eq!(memory(&machine).unwrap(), wanted);
         assert_eq!(busy_ns(&machine).unwrap(), 42);
     }

@@ -52,14 +52,14 @@ struct FilesQuery {
 }
 
 /// What a query that does not parse is answered with: text, unlike all other errors here.
-fn bind(query: Result<Query<FilesQuery>, QueryRejection>) -> Result<FilesQuery, Response> {
+fn bind(query: Result<Query<FilesQuery>, QueryRejection>) -> Result<FilesQuery, Box<Response>> {
     query.map(|Query(query)| query).map_err(|rejection| {
         let text = format!("Invalid format for a query parameter: {}\n", rejection.body_text());
         let headers = [
             (header::CONTENT_TYPE, "text/plain; charset=utf-8"),
             (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
         ];
-        (StatusCode::BAD_REQUEST, headers, text).into_response()
+        Box::new((StatusCode::BAD_REQUEST, headers, text).into_response())
     })
 }
 

@@ -69,10 +69,10 @@ pub(crate) fn read(path: &Path) -> UserMetadata {
             continue;
         };
         let mut value = Vec::new();
-        if fill(&mut value, MAX_LIST, |buffer| rustix::fs::getxattr(path, name, buffer)) {
-            if let Ok(value) = String::from_utf8(value) {
-                set.insert(key.to_owned(), value);
-            }
+        if fill(&mut value, MAX_LIST, |buffer| rustix::fs::getxattr(path, name, buffer))
+            && let Ok(value) = String::from_utf8(value)
+        {
+            set.insert(key.to_owned(), value);
         }
     }
     set

@@ -105,7 +105,7 @@ pub(super) fn stream(
     subscription: Subscription,
     keepalive: Duration,
 ) -> impl Stream<Item = Result<WatchDirResponse, ConnectError>> + Send {
-    let start = response(watch_dir_response::Event::Start(Box::new(StartEvent::default())));
+    let start = response(watch_dir_response::Event::Start(Box::<StartEvent>::default()));
     let events = stream::unfold(Some(subscription), move |subscription| async move {
         let subscription = subscription?;
         match tokio::time::timeout(keepalive, subscription.mailbox.next()).await {
@@ -115,7 +115,7 @@ pub(super) fn stream(
             }
             Ok(Err(failure)) => Some((Err(ConnectError::internal(failure.to_string())), None)),
             Err(_elapsed) => {
-                let event = watch_dir_response::Event::Keepalive(Box::new(KeepAlive::default()));
+                let event = watch_dir_response::Event::Keepalive(Box::<KeepAlive>::default());
                 Some((Ok(response(event)), Some(subscription)))
             }
         }

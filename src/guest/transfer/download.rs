@@ -48,7 +48,7 @@ pub(super) async fn get_files(
 ) -> Response {
     let query = match bind(query) {
         Ok(query) => query,
-        Err(refusal) => return refusal,
+        Err(refusal) => return *refusal,
     };
     match download(&guest, &query, headers).await {
         Ok(response) => response,
@@ -161,35 +161,38 @@ impl Source {
             let blocks = block::read_ahead(move || read_block(&mut file, block::SIZE as u64));
             return Ok(([(header::CONTENT_TYPE, kind)], Body::from_stream(blocks)).into_response());
         }
-        let size = self.size;
-        let mut response = match conditional::judge(headers, self.modified, size) {
-            Verdict::NotModified => StatusCode::NOT_MODIFIED.into_response(),
-            Verdict::PreconditionFailed => StatusCode::PRECONDITION_FAILED.into_response(),
-            Verdict::Unsatisfiable(text) => {
-                let range = [(header::CONTENT_RANGE, format!("bytes */{size}"))];
-                return Ok((StatusCode::RANGE_NOT_SATISFIABLE, range, format!("{text}\n")).into_response());
-            }
-            Verdict::Whole => self.answer(StatusCode::OK, &kind, VecDeque::from([Segment::File(0..size)]))?,
-            Verdict::Parts(parts) => match &parts[..] {
-                [part] => {
-                    let range = content_range(part, size);
-                    let segments = VecDeque::from([Segment::File(part.clone())]);
-                    let mut response = self.answer(StatusCode::PARTIAL_CONTENT, &kind, segments)?;
-                    response.headers_mut().insert(header::CONTENT_RANGE, range);
-                    response
-                }
-                _ => {
-                    let outer = format!("multipart/byteranges; boundary={BOUNDARY}");
-                    self.answer(StatusCode::PARTIAL_CONTENT, &outer, in_parts(&parts, &kind, size))?
-                }
-            },
-        };
-        let headers = response.headers_mut();
-        if let Some(modified) = self.modified {
+        let mut response = self.judged(conditional::judge(headers, self.modified, self.size), &kind)?;
+        if let Some(modified) = self.modified
+            && response.status() != StatusCode::RANGE_NOT_SATISFIABLE
+        {
             let date = httpdate::fmt_http_date(modified);
-            headers.extend(HeaderValue::from_str(&date).ok().map(|date| (header::LAST_MODIFIED, date)));
+            let value = HeaderValue::from_str(&date).ok();
+            response.headers_mut().extend(value.map(|value| (header::LAST_MODIFIED, value)));
         }
         Ok(response)
+    }
+
+    fn judged(&self, verdict: Verdict, kind: &str) -> Result<Response, Problem> {
+        let size = self.size;
+        match verdict {
+            Verdict::NotModified => Ok(StatusCode::NOT_MODIFIED.into_response()),
+            Verdict::PreconditionFailed => Ok(StatusCode::PRECONDITION_FAILED.into_response()),
+            Verdict::Unsatisfiable(text) => {
+                let range = [(header::CONTENT_RANGE, format!("bytes */{size}"))];
+                Ok((StatusCode::RANGE_NOT_SATISFIABLE, range, format!("{text}\n")).into_response())
+            }
+            Verdict::Whole => self.answer(StatusCode::OK, kind, VecDeque::from([Segment::File(0..size)])),
+            Verdict::Parts(parts) => {
+                if let [part] = &parts[..] {
+                    let segments = VecDeque::from([Segment::File(part.clone())]);
+                    let mut response = self.answer(StatusCode::PARTIAL_CONTENT, kind, segments)?;
+                    response.headers_mut().insert(header::CONTENT_RANGE, content_range(part, size));
+                    return Ok(response);
+                }
+                let outer = format!("multipart/byteranges; boundary={BOUNDARY}");
+                self.answer(StatusCode::PARTIAL_CONTENT, &outer, in_parts(&parts, kind, size))
+            }
+        }
     }
 
     fn answer(

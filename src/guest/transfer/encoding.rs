@@ -79,7 +79,7 @@ fn parse(value: &str) -> Choice {
             let (key, quality) = part.split_once('=')?;
             key.trim().eq_ignore_ascii_case("q").then(|| quality.trim().parse::<f64>().ok())?
         })
-        .last()
+        .next_back()
         .unwrap_or(1.0);
     Choice { name, quality }
 }

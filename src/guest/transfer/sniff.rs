@@ -112,7 +112,7 @@ fn riff(head: &[u8]) -> Option<&'static str> {
 fn is_mp4(head: &[u8]) -> bool {
     let Some(Ok(size)) = head.get(..4).map(<[u8; 4]>::try_from) else { return false };
     let size = u32::from_be_bytes(size) as usize;
-    if head.len() < 12 || head.len() < size || size % 4 != 0 || &head[4..8] != b"ftyp" {
+    if head.len() < 12 || head.len() < size || !size.is_multiple_of(4) || &head[4..8] != b"ftyp" {
         return false;
     }
     // The four bytes after the major brand are its version.

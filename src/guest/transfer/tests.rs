@@ -1,6 +1,7 @@
 //! The rules of contract/sandbox 5.1 to 5.4, each refusal beside its allowed twin.
 
 use std::{
+    fmt::Write as _,
     fs,
     io::{Read as _, Write as _},
     os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink},
@@ -234,7 +235,8 @@ async fn metadata_is_replaced_as_a_whole() {
 fn form(parts: &[(&str, &str, &str)]) -> String {
     let mut text = String::new();
     for (field, name, contents) in parts {
-        text += &format!(
+        let _ = write!(
+            text,
             "--XyZ\r\nContent-Disposition: form-data; name=\"{field}\"; filename=\"{name}\"\r\n\
              Content-Type: application/octet-stream\r\n\r\n{contents}\r\n"
         );
@@ -389,7 +391,7 @@ async fn a_token_or_a_signature_opens_files() {
             utf8_percent_encode(&signature, NON_ALPHANUMERIC)
         );
         if let Some(expiration) = expiration {
-            target += &format!("&signature_expiration={expiration}");
+            let _ = write!(target, "&signature_expiration={expiration}");
         }
         target
     };

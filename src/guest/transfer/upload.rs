@@ -72,7 +72,7 @@ pub(super) async fn post_files(
 ) -> Response {
     let query = match bind(query) {
         Ok(query) => query,
-        Err(refusal) => return refusal,
+        Err(refusal) => return *refusal,
     };
     match upload(&guest, query, &headers, body).await {
         // Go names the type of what it was given no type for.

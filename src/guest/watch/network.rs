@@ -7,8 +7,7 @@ const NETWORK: [i64; 5] = [0x6969, 0x517b, 0xff53_4d42, 0xfe53_4d42, 0x6573_5546
 
 /// Whether `path` is on a file system whose changes inotify does not see.
 pub(crate) fn is_network_mount(path: &Path) -> io::Result<bool> {
-    let found = nix::sys::statfs::statfs(path)?.filesystem_type().0;
-    Ok(is_network_magic(i64::try_from(found).unwrap_or_default()))
+    Ok(is_network_magic(nix::sys::statfs::statfs(path)?.filesystem_type().0))
 }
 
 fn is_network_magic(magic: i64) -> bool {

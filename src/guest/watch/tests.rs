@@ -77,13 +77,13 @@ async fn a_failed_start_leaves_nothing() {
 async fn a_poll_that_lost_events_says_so_for_good() {
     let dir = tempfile::tempdir().unwrap();
     let watches = Watches::new(testing::guest(None).users());
-    let watcher = watches.subscribe(interests(dir.path(), false)).unwrap();
+    let watching = watches.subscribe(interests(dir.path(), false)).unwrap();
     let limit = fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").unwrap();
     for number in 0..=limit.trim().parse::<u32>().unwrap() {
         fs::write(dir.path().join(number.to_string()), "").unwrap();
     }
-    assert_eq!(watcher.poll(), Err(Failure::KernelOverflow));
-    assert_eq!(watcher.poll(), Err(Failure::KernelOverflow));
+    assert_eq!(watching.poll(), Err(Failure::KernelOverflow));
+    assert_eq!(watching.poll(), Err(Failure::KernelOverflow));
     assert!(watches.lock().is_none(), "a failed watcher holds no kernel watch");
 }
 
@@ -92,20 +92,20 @@ async fn links_below_the_root_are_entries() {
     let dir = tempfile::tempdir().unwrap();
     let other = tempfile::tempdir().unwrap();
     let watches = Watches::new(testing::guest(None).users());
-    let watcher = watches.subscribe(interests(dir.path(), true)).unwrap();
+    let watching = watches.subscribe(interests(dir.path(), true)).unwrap();
     std::os::unix::fs::symlink(other.path(), dir.path().join("link")).unwrap();
     fs::write(other.path().join("f"), "").unwrap();
-    assert_eq!(events(&watcher), [(Kind::Create, "link".to_owned())]);
+    assert_eq!(events(&watching), [(Kind::Create, "link".to_owned())]);
 }
 
 #[tokio::test]
 async fn a_deep_new_tree_is_told_once() {
     let dir = tempfile::tempdir().unwrap();
     let watches = Watches::new(testing::guest(None).users());
-    let watcher = watches.subscribe(interests(dir.path(), true)).unwrap();
+    let watching = watches.subscribe(interests(dir.path(), true)).unwrap();
     fs::create_dir_all(dir.path().join("a/b/c")).unwrap();
     fs::write(dir.path().join("a/b/c/f"), "").unwrap();
-    let mut told = events(&watcher);
+    let mut told = events(&watching);
     told.sort_by(|a, b| a.1.cmp(&b.1));
     let wanted = ["a", "a/b", "a/b/c", "a/b/c/f"].map(|name| (Kind::Create, name.to_owned()));
     assert_eq!(told, wanted);

@@ -92,10 +92,7 @@ pub(super) fn cover_all(hub: &mut Hub, id: u64) -> Result<(), (PathBuf, io::Erro
 pub(super) fn pump(hub: &mut Hub, users: &Users) -> Vec<u64> {
     let mut failed = Vec::new();
     loop {
-        let events = match hub.kernel.read() {
-            Ok(events) => events,
-            Err(_) => return fail_all(hub, Failure::KernelOverflow),
-        };
+        let Ok(events) = hub.kernel.read() else { return fail_all(hub, Failure::KernelOverflow) };
         if events.is_empty() {
             break;
         }
@@ -177,11 +174,11 @@ impl Telling<'_> {
             moving.insert(event.cookie, name);
             return Ok(());
         }
-        if event.mask.contains(EventMask::MOVED_TO) {
-            if let Some(old) = self.watcher.places.moving.remove(&event.cookie) {
-                let root = &self.watcher.interests.root;
-                self.watcher.places.rename(self.kernel, self.id, root, &old, &name);
-            }
+        if event.mask.contains(EventMask::MOVED_TO)
+            && let Some(old) = self.watcher.places.moving.remove(&event.cookie)
+        {
+            let root = &self.watcher.interests.root;
+            self.watcher.places.rename(self.kernel, self.id, root, &old, &name);
         }
         if kind == Kind::Create { self.cover(name) } else { Ok(()) }
     }
