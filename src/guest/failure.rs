@@ -3,20 +3,21 @@
 
 use std::{io, path::Path};
 
-use nix::errno::Errno;
-
 /// A failed call on a path: its name, the path, the errno's text in lower case.
 pub(crate) fn describe(call: &str, path: &Path, error: &io::Error) -> String {
     format!("{call} {}: {}", path.display(), text(error))
 }
 
-/// The errno's text alone.
+/// The errno's text alone: the C library's, which Go's own table repeats in lower case.
 pub(crate) fn text(error: &io::Error) -> String {
-    let Some(code) = error.raw_os_error() else { return error.to_string() };
-    let text = Errno::from_raw(code).desc();
+    let text = error.to_string();
+    let text = error
+        .raw_os_error()
+        .and_then(|code| text.strip_suffix(&format!(" (os error {code})")))
+        .unwrap_or(&text);
     let mut letters = text.chars();
     match letters.next() {
-        // "RFS specific error" and its like keep their capitals.
+        // "RPC version wrong" and its like keep their capitals.
         Some(first) if !letters.clone().next().is_some_and(char::is_uppercase) => {
             first.to_lowercase().chain(letters).collect()
         }
@@ -45,6 +46,8 @@ mod tests {
         assert!(is_missing(&missing));
         let not_dir = io::Error::from_raw_os_error(libc::ENOTDIR);
         assert_eq!(text(&not_dir), "not a directory");
+        assert_eq!(text(&io::Error::from_raw_os_error(libc::EXDEV)), "invalid cross-device link");
+        assert_eq!(text(&io::Error::from_raw_os_error(libc::ELOOP)), "too many levels of symbolic links");
         assert!(!is_missing(&not_dir));
         assert!(is_full(&io::Error::from_raw_os_error(libc::EDQUOT)));
     }
