@@ -29,11 +29,10 @@ mod prepare;
 mod privilege;
 pub mod probe;
 mod rubbish;
+mod seccomp;
 mod serve;
 mod slot;
 mod slots;
-mod seccomp;
-mod slot;
 mod syscall;
 mod worker;
 
