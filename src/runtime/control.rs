@@ -72,8 +72,14 @@ pub(super) struct Identity {
 /// A live control stream. Dropping it ends the attachment, not the machine.
 #[derive(Debug)]
 pub(super) struct Control {
-    requests: mpsc::Sender<Asked>,
+    asker: Asker,
     _attendant: AbortOnDropHandle<()>,
+}
+
+/// Asks the guest over its control stream, for as long as that lives.
+#[derive(Debug, Clone)]
+pub(super) struct Asker {
+    requests: mpsc::Sender<Asked>,
 }
 
 type Reply = oneshot::Sender<Result<(), ControlError>>;
@@ -154,9 +160,18 @@ impl Control {
     fn start(attendant: Attendant, session: Option<Session>) -> Self {
         let (requests, asked) = mpsc::channel(QUEUE);
         let task = tokio::spawn(attendant.attend(session, asked));
-        Self { requests, _attendant: AbortOnDropHandle::new(task) }
+        Self { asker: Asker { requests }, _attendant: AbortOnDropHandle::new(task) }
     }
 
+    /// For those who ask while the driver owns the stream.
+    pub(super) fn asker(&self) -> Asker {
+        self.asker.clone()
+    }
+}
+
+// === impl Asker ===
+
+impl Asker {
     /// Is the guest there?
     pub(super) async fn ping(&self) -> Result<(), ControlError> {
         self.ask(|seq| ToGuest::Ping { seq }).await

@@ -27,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     boot::{self, Active, Failed, Remains, Requested},
+    control::Asker,
     logs::LogRing,
     queue::{Refusal, Request, Stage, Verdict},
     registry::{Handles, KILL_BOUND, LifeError, Sandbox, Target},
@@ -84,6 +85,7 @@ pub(super) struct Live {
     pub(super) record: SandboxRecord,
     pub(super) target: Target,
     pub(super) logs: Arc<LogRing>,
+    pub(super) asker: Asker,
 }
 
 /// One sandbox's task.
@@ -121,7 +123,7 @@ impl Driver {
     }
 
     /// The life of a sandbox that an earlier gateway made, from its adoption on.
-    pub(super) async fn resume(mut self, active: Active, ready: oneshot::Sender<()>) {
+    pub(super) async fn resume(self, active: Active, ready: oneshot::Sender<()>) {
         let expired = active.record.end_at <= self.world.now();
         if expired {
             let _ = ready.send(());
@@ -178,7 +180,7 @@ impl Driver {
             mask_request_host: mask.map(Arc::from),
             ended: ended.clone(),
         };
-        let live = Live { record, target, logs: Arc::clone(&active.logs) };
+        let live = Live { record, target, logs: Arc::clone(&active.logs), asker: active.control.asker() };
         self.view.send_replace(View::Running(Arc::new(live)));
     }
 
@@ -350,7 +352,7 @@ impl Retry {
 // === impl Refusal ===
 
 impl Refusal {
-    fn error(self, id: SandboxId) -> LifeError {
+    pub(super) fn error(self, id: SandboxId) -> LifeError {
         match self {
             Self::NotFound => LifeError::NotFound(id),
             Self::Transitioning => LifeError::Transitioning(id),

@@ -130,8 +130,8 @@ mod tests {
         let clock = Arc::new(HeldClock::default());
         let (reaper, mut hears) = start(&clock);
         let id = SandboxId::generate(&OsEntropy);
-        reaper.set(id, later(clock.now(), Duration::from_secs(3600)));
-        timeout(Duration::from_secs(60), hears.recv()).await.unwrap_err();
+        reaper.set(id, later(clock.now(), Duration::from_hours(1)));
+        timeout(Duration::from_mins(1), hears.recv()).await.unwrap_err();
         clock.jump(SignedDuration::from_hours(1));
         assert_eq!(timeout(RECHECK * 2, hears.recv()).await.unwrap(), Some(id));
     }

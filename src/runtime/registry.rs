@@ -25,9 +25,10 @@ use tokio_util::{
     task::TaskTracker,
 };
 
+pub use self::recover::Recovered;
 use super::{
     driver::{self, Command, Driver, EndCause, Live, View},
-    queue::Request,
+    queue::{self, Refusal, Request},
     reaper::Reaper,
     world::World,
 };
@@ -143,8 +144,8 @@ pub enum LifeError {
     /// The store did not do it.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The guest did not become ready.
-    #[error("the guest did not become ready: {0}")]
+    /// The guest did not become ready, or does not answer.
+    #[error("the guest does not answer as it should: {0}")]
     Guest(String),
     /// The server is shutting down.
     #[error("the server is shutting down")]
@@ -223,6 +224,7 @@ impl Registry {
     }
 
     /// A running sandbox of the team.
+    #[expect(clippy::unused_async, reason = "a paused sandbox will be read from the store")]
     pub async fn get(&self, team: TeamId, id: SandboxId) -> Result<Sandbox, LifeError> {
         let live = self.live(team, id)?;
         Ok(self.view(live.record.clone()))
@@ -266,6 +268,12 @@ impl Registry {
     /// The last lines of the guest's log, oldest first.
     pub fn logs(&self, team: TeamId, id: SandboxId) -> Result<Vec<LogLine>, LifeError> {
         Ok(self.live(team, id)?.logs.lines())
+    }
+
+    /// Asks the guest whether it is there; a cut control stream may be opened again meanwhile.
+    pub async fn ping(&self, team: TeamId, id: SandboxId) -> Result<(), LifeError> {
+        let asker = self.live(team, id)?.asker.clone();
+        asker.ping().await.map_err(|error| LifeError::Guest(error.to_string()))
     }
 
     /// The tokens that belong to a record.
@@ -339,20 +347,24 @@ impl Registry {
 
     async fn ask(&self, team: TeamId, id: SandboxId, request: Request) -> Result<SandboxRecord, LifeError> {
         self.open()?;
+        let world = &self.inner.world;
         let handle = self.inner.handles.of(team, id)?;
         let view = handle.view.borrow().clone();
         match view {
             View::Running(_) | View::Creating => {}
-            // A driver in its teardown takes no commands; the policy's answers for it.
-            View::Killing { .. } if matches!(request, Request::Connect(_)) => {
-                return Err(LifeError::Transitioning(id));
+            // A driver in its teardown takes no commands: the policy answers for it.
+            View::Killing { .. } => {
+                let decided = world.policy().decide(queue::Stage::Killing, request, world.now());
+                let refusal = decided.err().unwrap_or(Refusal::NotFound);
+                return Err(refusal.error(id));
             }
-            View::Killing { .. } | View::Gone => return Err(LifeError::NotFound(id)),
+            View::Gone => return Err(LifeError::NotFound(id)),
         }
         let (reply, answer) = oneshot::channel();
-        let gone = |_| LifeError::NotFound(id);
-        handle.commands.send(Command::Deadline { request, reply }).await.map_err(|_| gone(()))?;
-        answer.await.map_err(|_| gone(()))?
+        // A driver that has gone takes nothing and answers nothing.
+        let command = Command::Deadline { request, reply };
+        handle.commands.send(command).await.map_err(|_| LifeError::NotFound(id))?;
+        answer.await.map_err(|_| LifeError::NotFound(id))?
     }
 }
 

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 
 const FREE: Policy = Policy { max_length: None };
-const HOUR: Policy = Policy { max_length: Some(Duration::from_secs(3600)) };
+const HOUR: Policy = Policy { max_length: Some(Duration::from_hours(1)) };
 
 fn at(second: i64) -> Timestamp {
     Timestamp::from_second(second).unwrap()

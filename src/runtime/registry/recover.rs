@@ -145,13 +145,12 @@ impl Registry {
             let logs = Arc::new(LogRing::default());
             let identity = || Identity::new(Arc::clone(&world), &record);
             let attaching = Control::attach(machine.link(), identity(), Arc::clone(&logs));
-            let control = match timeout(ATTACH_BOUND, attaching).await {
-                Ok(Ok(control)) => control,
-                Ok(Err(_)) | Err(_) => {
-                    let id = record.id;
-                    tracing::warn!(sandbox.id = %id, "the guest of sandbox {id} does not answer yet");
-                    Control::attach_later(machine.link(), identity(), Arc::clone(&logs))
-                }
+            let control = if let Ok(Ok(control)) = timeout(ATTACH_BOUND, attaching).await {
+                control
+            } else {
+                let id = record.id;
+                tracing::warn!(sandbox.id = %id, "the guest of sandbox {id} does not answer yet");
+                Control::attach_later(machine.link(), identity(), Arc::clone(&logs))
             };
             driver.resume(Active { record, machine, control, logs }, ready).await;
         });

@@ -111,7 +111,7 @@ async fn a_restart_finds_what_runs_and_forgets_what_is_gone() {
     assert_eq!(recovered.ended, [gone.id]);
     eventually(|| second.len() == 1).await;
     assert_eq!(stage.engine.live(), [kept.id]);
-    assert_eq!(stage.records().await, [kept.clone()]);
+    assert_eq!(stage.records().await, std::slice::from_ref(&kept));
     let again = second.get(stage.team, kept.id).await.unwrap();
     assert_eq!((again.record, again.envd_access_token), (kept.clone(), token));
     assert_eq!(echo(&second.target(&kept.id).unwrap(), 8000).await, b"hello");
@@ -155,7 +155,7 @@ async fn a_shutdown_with_sandboxes_ends_those_half_made_too() {
     let stage = Stage::new();
     let registry = stage.registry();
     registry.create(stage.spec()).await.unwrap();
-    stage.engine.faults(|faults| faults.create_delay = Duration::from_secs(60));
+    stage.engine.faults(|faults| faults.create_delay = Duration::from_mins(1));
     let making = tokio::spawn({
         let (registry, spec) = (registry.clone(), stage.spec());
         async move { registry.create(spec).await }

@@ -9,7 +9,7 @@ async fn a_sandbox_is_made_used_and_ended() {
     let registry = stage.registry();
     let sandbox = registry.create(stage.spec()).await.unwrap();
     let id = sandbox.record.id;
-    assert_eq!(sandbox.record.end_at, registry.deadline(Duration::from_secs(300)));
+    assert_eq!(sandbox.record.end_at, registry.deadline(Duration::from_mins(5)));
     assert_eq!(sandbox.traffic_access_token, None);
 
     let init = stage.engine.guest(id).unwrap().init.unwrap();
@@ -63,16 +63,16 @@ async fn tokens_follow_the_spec_and_reach_the_proxy() {
 #[tokio::test(start_paused = true)]
 async fn deadlines_strike_and_can_be_moved() {
     let mut stage = Stage::new();
-    stage.limits.max_length = Some(Duration::from_secs(3600));
+    stage.limits.max_length = Some(Duration::from_hours(1));
     let registry = stage.registry();
     let id = registry.create(stage.spec()).await.unwrap().record.id;
     let start = registry.get(stage.team, id).await.unwrap().record.started_at;
     let end_of = async || registry.get(stage.team, id).await.unwrap().record.end_at;
 
-    registry.connect(stage.team, id, Duration::from_secs(60)).await.unwrap();
-    assert_eq!(end_of().await, start + SignedDuration::from_secs(300));
-    registry.extend(stage.team, id, Duration::from_secs(600)).await.unwrap();
-    assert_eq!(end_of().await, start + SignedDuration::from_secs(600));
+    registry.connect(stage.team, id, Duration::from_mins(1)).await.unwrap();
+    assert_eq!(end_of().await, start + SignedDuration::from_mins(5));
+    registry.extend(stage.team, id, Duration::from_mins(10)).await.unwrap();
+    assert_eq!(end_of().await, start + SignedDuration::from_mins(10));
     registry.set_timeout(stage.team, id, Duration::from_secs(9999)).await.unwrap();
     assert_eq!(end_of().await, start + SignedDuration::from_secs(3600));
     registry.set_timeout(stage.team, id, Duration::from_secs(10)).await.unwrap();
@@ -181,6 +181,7 @@ async fn the_control_stream_is_attached_anew_after_a_cut() {
     assert_ne!(nonces[0], nonces[1]);
     eventually(|| stage.engine.guest_log(id, "after")).await;
     eventually(|| registry.logs(stage.team, id).unwrap().last().unwrap().message == "after").await;
+    registry.ping(stage.team, id).await.unwrap();
     assert!(registry.target(&id).is_ok());
 }
 

@@ -1,0 +1,5 @@
+//! Engines and links against their one contract.
+
+pub(crate) mod contract;
+mod fake;
+mod link;
