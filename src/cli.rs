@@ -2,6 +2,7 @@
 //! socket; only `serve`, `doctor` and `template import` do work of their own.
 
 mod admin;
+mod doctor;
 mod embedded;
 mod key;
 mod openapi;
@@ -59,6 +60,8 @@ enum Command {
     /// Templates of the running server
     #[command(subcommand)]
     Template(template::TemplateCommand),
+    /// Probe what this host offers: what will be used, what is lost without it, what to do
+    Doctor(doctor::DoctorArgs),
     /// Print the `OpenAPI` document of the control plane
     Openapi,
 }
@@ -86,6 +89,7 @@ impl Cli {
             Command::Key(command) => key::run(command, &load(&settings, [])?),
             Command::Team(command) => team::run(command, &load(&settings, [])?),
             Command::Template(command) => template::run(command, &load(&settings, [])?),
+            Command::Doctor(args) => doctor::run(&args, &load(&settings, [])?),
             Command::Openapi => openapi::run(),
         }
     }
