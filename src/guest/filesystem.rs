@@ -32,6 +32,7 @@ use crate::{
 
 pub(crate) mod change;
 mod copy;
+mod erase;
 mod watching;
 
 /// The one user agent whose decoder knows only the first fields of an entry.

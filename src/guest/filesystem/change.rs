@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{FilesystemError, copy};
+use super::{FilesystemError, copy, erase};
 use crate::guest::failure::{self, is_missing};
 
 /// The owner of what a request makes.
@@ -117,10 +117,10 @@ fn move_by_copy(source: &Path, destination: &Path) -> io::Result<()> {
     let staging = beside(destination)?;
     let copied = copy::tree(source, &staging).and_then(|()| fs::rename(&staging, destination));
     if let Err(error) = copied {
-        let _ = fs::remove_dir_all(&staging);
+        let _ = erase::tree(&staging);
         return Err(error);
     }
-    fs::remove_dir_all(source)
+    erase::tree(source)
 }
 
 /// An unused name in the destination's directory, made as an empty directory.
@@ -140,7 +140,7 @@ fn beside(destination: &Path) -> io::Result<PathBuf> {
 /// Removes a file or a whole tree; what is not there is removed already.
 pub(crate) fn remove(path: &Path) -> Result<(), FilesystemError> {
     let removed = match fs::symlink_metadata(path) {
-        Ok(found) if found.is_dir() => fs::remove_dir_all(path),
+        Ok(found) if found.is_dir() => erase::tree(path),
         Ok(_) => fs::remove_file(path),
         Err(error) => Err(error),
     };
