@@ -1,5 +1,6 @@
-#![expect(unsafe_code, reason = "tokio asks the caller to promise that the descriptor stays open")]
 //! Waiting for the inotify instance without a thread.
+
+#![expect(unsafe_code, reason = "tokio asks the caller to promise that the descriptor stays open")]
 
 use std::{
     io,
