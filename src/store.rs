@@ -4,6 +4,8 @@
 //! when it returns, durable. No caller on the data path uses the store. Implementations are
 //! compared by one contract test.
 
+#[cfg(test)]
+mod contract;
 pub mod memory;
 pub mod sqlite;
 

@@ -25,7 +25,7 @@ pub fn router(state: AppState) -> Router {
     let (router, document) = documented().split_for_parts();
     let document = std::sync::Arc::new(document);
     router
-        .route("/openapi.json", axum::routing::get(move || openapi::answer(std::sync::Arc::clone(&document))))
+        .route("/openapi.json", axum::routing::get(move || std::future::ready(openapi::answer(&document))))
         .merge(unbuilt::router())
         .fallback(layers::unknown_route)
         .method_not_allowed_fallback(layers::unknown_method)

@@ -33,8 +33,8 @@ impl Modify for ApiKeyScheme {
 }
 
 /// The document, to anybody.
-pub(crate) async fn answer(document: Arc<utoipa::openapi::OpenApi>) -> Json<Arc<utoipa::openapi::OpenApi>> {
-    Json(document)
+pub(crate) fn answer(document: &Arc<utoipa::openapi::OpenApi>) -> Json<Arc<utoipa::openapi::OpenApi>> {
+    Json(Arc::clone(document))
 }
 
 /// The document as the file that is kept in the tree.

@@ -1,6 +1,7 @@
 //! The store in memory, for tests: the same promises but for durability.
 
 use std::{
+    cmp::Ordering,
     collections::{BTreeMap, HashMap},
     fmt,
     time::Duration,
@@ -259,14 +260,17 @@ impl Store for MemoryStore {
             .filter(|record| matches(&filter, record))
             .cloned()
             .collect();
-        found.sort_by_key(|record| (record.started_at, record.id));
-        if !filter.ascending {
-            found.reverse();
-        }
-        if let Some(after) = filter.after {
-            found.retain(|record| {
-                let at = (record.started_at, record.id);
-                if filter.ascending { at > after } else { at < after }
+        // Newest or oldest first; ties by id either way, as the tokens of pages have it.
+        found.sort_by(|a, b| {
+            let by_start = a.started_at.cmp(&b.started_at);
+            let by_start = if filter.ascending { by_start } else { by_start.reverse() };
+            by_start.then(a.id.cmp(&b.id))
+        });
+        if let Some((start, id)) = filter.after {
+            found.retain(|record| match record.started_at.cmp(&start) {
+                Ordering::Equal => record.id > id,
+                Ordering::Greater => filter.ascending,
+                Ordering::Less => !filter.ascending,
             });
         }
         found.truncate(filter.limit.map_or(usize::MAX, |limit| limit as usize));

@@ -27,7 +27,7 @@ use crate::{
 };
 
 /// How long an answer is kept.
-const TTL: Duration = Duration::from_secs(24 * 3600);
+const TTL: Duration = Duration::from_hours(24);
 const LONGEST: usize = 255;
 
 /// The key of the request, if it has one.

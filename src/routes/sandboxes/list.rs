@@ -71,10 +71,8 @@ pub(crate) async fn list_v2(
         return Ok(Json(Vec::<ListedSandbox>::new()).into_response());
     };
     let running = filter.states.contains(&SandboxState::Running);
-    let total = match running {
-        true => Some(state.store.count_sandboxes(running_only(filter.clone())).await?),
-        false => None,
-    };
+    let total =
+        if running { Some(state.store.count_sandboxes(running_only(filter.clone())).await?) } else { None };
     let mut records = state.store.sandboxes(page.bound(filter)).await?;
     let next = page.cut(&mut records);
     let mut response = Json(records.into_iter().map(ListedSandbox::from).collect::<Vec<_>>()).into_response();

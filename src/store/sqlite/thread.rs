@@ -1,6 +1,12 @@
 //! A connection on its own thread, fed by a bounded queue of jobs; for writers, group commit.
 
-use std::fmt;
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use rusqlite::Connection;
 use tokio::sync::{mpsc, oneshot};
@@ -32,6 +38,7 @@ struct Job {
 /// The queue of one connection.
 pub(super) struct Lane {
     jobs: mpsc::Sender<Job>,
+    commits: Arc<AtomicU64>,
 }
 
 // === impl Lane ===
@@ -39,12 +46,12 @@ pub(super) struct Lane {
 impl Lane {
     /// A lane whose jobs share transactions.
     pub(super) fn writer(name: &str, connection: Connection) -> Result<Self, StoreError> {
-        Self::start(name, move |jobs| write(&connection, jobs))
+        Self::start(name, move |jobs, commits| write(&connection, jobs, commits))
     }
 
     /// A lane without transactions.
     pub(super) fn reader(name: &str, connection: Connection) -> Result<Self, StoreError> {
-        Self::start(name, move |mut jobs| {
+        Self::start(name, move |mut jobs, _| {
             while let Some(job) = jobs.blocking_recv() {
                 (job.work)(Ok(&connection))(Ok(()));
             }
@@ -53,14 +60,16 @@ impl Lane {
 
     fn start(
         name: &str,
-        body: impl FnOnce(mpsc::Receiver<Job>) + Send + 'static,
+        body: impl FnOnce(mpsc::Receiver<Job>, &AtomicU64) + Send + 'static,
     ) -> Result<Self, StoreError> {
         let (jobs, queue) = mpsc::channel(QUEUE);
+        let commits = Arc::new(AtomicU64::new(0));
+        let counter = Arc::clone(&commits);
         std::thread::Builder::new()
             .name(name.to_owned())
-            .spawn(move || body(queue))
+            .spawn(move || body(queue, &counter))
             .map_err(|error| StoreError::Backend(format!("no thread: {error}")))?;
-        Ok(Self { jobs })
+        Ok(Self { jobs, commits })
     }
 
     /// Runs a job and waits until it is committed. A job that fails leaves nothing behind.
@@ -77,20 +86,35 @@ impl Lane {
                 let _ = reply.send(committed.and(done));
             })
         });
-        let gone = |_| StoreError::Backend("its thread has ended".to_owned());
-        self.jobs.send(Job { durability, work }).await.map_err(|_| gone(()))?;
-        answer.await.map_err(|_| gone(()))?
+        let gone = || StoreError::Backend("its thread has ended".to_owned());
+        self.jobs.send(Job { durability, work }).await.map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())?
+    }
+}
+
+impl Lane {
+    /// How many jobs wait in the queue.
+    pub(super) fn waiting(&self) -> usize {
+        self.jobs.max_capacity() - self.jobs.capacity()
+    }
+
+    /// How many transactions there were.
+    pub(super) fn commits(&self) -> u64 {
+        self.commits.load(Ordering::Relaxed)
     }
 }
 
 impl fmt::Debug for Lane {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let waiting = self.jobs.max_capacity() - self.jobs.capacity();
-        formatter.debug_struct("Lane").field("waiting", &waiting).finish()
+        formatter
+            .debug_struct("Lane")
+            .field("waiting", &self.waiting())
+            .field("commits", &self.commits())
+            .finish()
     }
 }
 
-fn write(connection: &Connection, mut jobs: mpsc::Receiver<Job>) {
+fn write(connection: &Connection, mut jobs: mpsc::Receiver<Job>, commits: &AtomicU64) {
     while let Some(first) = jobs.blocking_recv() {
         let mut batch = vec![first];
         while batch.len() < MAX_BATCH
@@ -98,6 +122,7 @@ fn write(connection: &Connection, mut jobs: mpsc::Receiver<Job>) {
         {
             batch.push(job);
         }
+        commits.fetch_add(1, Ordering::Relaxed);
         commit(connection, batch);
     }
 }
