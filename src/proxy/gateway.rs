@@ -15,7 +15,7 @@ use std::{convert::Infallible, net::SocketAddr, pin::Pin, sync::Arc, time::Durat
 use axum::{Router, body::Body, extract::ConnectInfo};
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header};
+use http::{Method, Request, Response, StatusCode, Version};
 use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper_util::{
@@ -26,14 +26,21 @@ use tokio::{
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
 };
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::{
+    sync::CancellationToken,
+    task::{TaskTracker, task_tracker::TaskTrackerToken},
+};
 use tower::ServiceExt as _;
 
 use super::{
-    host::{Destination, HostError, Hosts},
+    host::{Destination, Hosts},
     patience::{Activity, InFlight, Patient},
+    rescue,
+    resolve::Lookup,
+    stack::{Stack, stack},
+    target::Inbound,
 };
-use crate::runtime::registry::Registry;
+use crate::{id::SandboxId, runtime::registry::Registry};
 
 /// The bytes of all headers of one request.
 const MAX_HEADER_BYTES: usize = 64 * 1024;
@@ -74,7 +81,7 @@ pub struct Gateway {
 #[derive(Debug)]
 struct Inner {
     hosts: Hosts,
-    registry: Registry,
+    stack: Stack,
     routes: Router,
     settings: Settings,
 }
@@ -91,7 +98,9 @@ struct Connection {
 /// Keeps a connection's share of the bound; a tunnel keeps a clone of it for as long as it lasts.
 #[derive(Debug, Clone)]
 pub(super) struct Hold {
+    cut: CancellationToken,
     _permit: Arc<OwnedSemaphorePermit>,
+    _tracked: TaskTrackerToken,
 }
 
 /// A response that is in flight until it has been sent or dropped.
@@ -123,30 +132,35 @@ impl Settings {
 impl Gateway {
     /// A gateway to the registry's sandboxes, with these routes on every base host.
     pub fn new(registry: Registry, routes: Router, settings: Settings) -> Self {
+        Self::with_lookup(Arc::new(move |id: &SandboxId| registry.target(id)), routes, settings)
+    }
+
+    /// A gateway to whatever sandboxes this look-up finds.
+    pub fn with_lookup(lookup: Lookup, routes: Router, settings: Settings) -> Self {
         let hosts = Hosts::new(&settings.domain);
-        Self { inner: Arc::new(Inner { hosts, registry, routes, settings }) }
+        let stack = stack(lookup, settings.sandbox_connections);
+        Self { inner: Arc::new(Inner { hosts, stack, routes, settings }) }
     }
 
     /// Answers one request.
     pub async fn handle(&self, request: Request<Incoming>) -> Response<Body> {
         if request.method() == Method::CONNECT {
             // Ports are reached by their host names; a general forward proxy is none of our trade.
-            return plain(StatusCode::METHOD_NOT_ALLOWED, "CONNECT is not supported");
+            return rescue::plain(StatusCode::METHOD_NOT_ALLOWED, "CONNECT is not supported");
         }
         let (parts, body) = request.into_parts();
-        match self.inner.hosts.destination(&parts) {
-            Ok(Destination::Routes) => {
-                let request = Request::from_parts(parts, Body::new(body));
-                match self.inner.routes.clone().oneshot(request).await {
-                    Ok(response) => response,
-                    Err(never) => match never {},
-                }
-            }
+        let destination = self.inner.hosts.destination(&parts);
+        let request = Request::from_parts(parts, Body::new(body));
+        let answered = match destination {
+            Ok(Destination::Routes) => self.inner.routes.clone().oneshot(request).await,
             Ok(Destination::Sandbox(address)) => {
-                let _ = (&self.inner.registry, address);
-                plain(StatusCode::NOT_IMPLEMENTED, "the way to sandboxes is not built yet")
+                self.inner.stack.clone().oneshot(Inbound { address, request }).await
             }
-            Err(error) => bad_host(error),
+            Err(error) => Ok(rescue::plain(StatusCode::BAD_REQUEST, error.to_string())),
+        };
+        match answered {
+            Ok(response) => response,
+            Err(never) => match never {},
         }
     }
 }
@@ -170,7 +184,7 @@ pub async fn serve(listener: TcpListener, gateway: Gateway, shutdown: Cancellati
             gateway: gateway.clone(),
             peer,
             activity: Arc::new(Activity::default()),
-            hold: Hold { _permit: Arc::new(permit) },
+            hold: Hold { cut: cut.clone(), _permit: Arc::new(permit), _tracked: connections.token() },
         };
         let (server, shutdown, cut) = (Arc::clone(&server), shutdown.clone(), cut.clone());
         connections.spawn(async move {
@@ -274,6 +288,15 @@ impl hyper::service::Service<Request<Incoming>> for Connection {
     }
 }
 
+// === impl Hold ===
+
+impl Hold {
+    /// Fires when the server can wait no longer.
+    pub(super) fn cut(&self) -> CancellationToken {
+        self.cut.clone()
+    }
+}
+
 // === impl Watched ===
 
 impl http_body::Body for Watched {
@@ -294,17 +317,4 @@ impl http_body::Body for Watched {
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
     }
-}
-
-fn bad_host(error: HostError) -> Response<Body> {
-    plain(StatusCode::BAD_REQUEST, &error.to_string())
-}
-
-fn plain(status: StatusCode, text: &str) -> Response<Body> {
-    let mut response = Response::new(Body::from(text.to_owned()));
-    *response.status_mut() = status;
-    response
-        .headers_mut()
-        .insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-    response
 }

@@ -1,8 +1,22 @@
 //! The way to a sandbox's own ports: one listener, one gateway, one tower stack.
 //!
 //! A request is first sorted by its host ([`host`]); what is for a sandbox goes down the stack,
-//! what is not goes to the control plane's routes ([`gateway`]).
+//! what is not goes to the control plane's routes ([`gateway`]). `stack.rs` lists the layers.
 
+mod connect;
+mod error;
+mod forward;
 pub mod gateway;
+mod headers;
 pub mod host;
+mod limit;
 mod patience;
+mod pool;
+mod rescue;
+mod reserved;
+pub mod resolve;
+mod stack;
+mod step;
+mod target;
+mod token;
+mod upgrade;

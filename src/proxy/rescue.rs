@@ -1,0 +1,178 @@
+//! The one place where errors become answers: JSON for programs, a page for people.
+//!
+//! Statuses, fields and texts: contract/sandbox 7. Every answer lets other origins read it, so
+//! that a dashboard in a browser sees why; nothing in it is secret.
+
+use std::{
+    convert::Infallible,
+    task::{Context, Poll},
+};
+
+use axum::body::Body;
+use futures_util::{TryFutureExt as _, future::BoxFuture};
+use http::{
+    HeaderMap, HeaderValue, Response, StatusCode,
+    header::{ACCEPT, ACCESS_CONTROL_ALLOW_ORIGIN, CONTENT_TYPE, USER_AGENT},
+};
+use serde::Serialize;
+use tower::{Layer, Service};
+
+use super::{
+    error::{Cause, ProxyError},
+    host::Address,
+    target::Inbound,
+};
+
+const JSON: HeaderValue = HeaderValue::from_static("application/json; charset=utf-8");
+const HTML: HeaderValue = HeaderValue::from_static("text/html; charset=utf-8");
+const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
+const BROWSERS: [&str; 7] = ["mozilla", "chrome", "safari", "firefox", "edge", "opera", "msie"];
+
+/// Puts the rescue in front of a stack.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct RescueLayer;
+
+/// Answers where the stack below it cannot.
+#[derive(Debug, Clone)]
+pub(super) struct Rescue<S> {
+    inner: S,
+}
+
+/// The body of a JSON answer; fields in the contract's order.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Problem<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sandbox_id: Option<&'a str>,
+    message: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    path: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    port: Option<u16>,
+    code: u16,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    connection_limit: Option<u32>,
+}
+
+// === impl RescueLayer ===
+
+impl<S> Layer<S> for RescueLayer {
+    type Service = Rescue<S>;
+
+    fn layer(&self, inner: S) -> Rescue<S> {
+        Rescue { inner }
+    }
+}
+
+// === impl Rescue ===
+
+impl<S> Service<Inbound> for Rescue<S>
+where
+    S: Service<Inbound, Response = Response<Body>, Error = ProxyError>,
+    S::Future: Send + 'static,
+{
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<Response<Body>, Infallible>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        // Nothing in this stack is ever not ready: waiting happens in the calls.
+        let _ = self.inner.poll_ready(cx);
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, inbound: Inbound) -> Self::Future {
+        let page = wants_page(inbound.request.headers());
+        let address = inbound.address.clone();
+        let answer = self.inner.call(inbound);
+        Box::pin(answer.or_else(move |error| async move {
+            log(&error, &address);
+            Ok(if page { answer_page(&error, &address) } else { answer_program(&error, &address) })
+        }))
+    }
+}
+
+/// The answer to a request that is for nobody.
+pub(super) fn plain(status: StatusCode, text: impl Into<String>) -> Response<Body> {
+    respond(status, TEXT, text.into())
+}
+
+fn status(error: &ProxyError) -> StatusCode {
+    match error {
+        ProxyError::Host(_) | ProxyError::Mask => StatusCode::BAD_REQUEST,
+        ProxyError::Reserved { .. } => StatusCode::NOT_FOUND,
+        ProxyError::NotFound | ProxyError::PortClosed { .. } => StatusCode::BAD_GATEWAY,
+        ProxyError::Transitioning => StatusCode::CONFLICT,
+        ProxyError::TokenMissing | ProxyError::TokenInvalid => StatusCode::FORBIDDEN,
+        ProxyError::TooManyConnections { .. } => StatusCode::TOO_MANY_REQUESTS,
+    }
+}
+
+fn answer_program(error: &ProxyError, address: &Address) -> Response<Body> {
+    let status = status(error);
+    if matches!(error, ProxyError::Host(_) | ProxyError::Mask) {
+        return plain(status, error.to_string());
+    }
+    let problem = Problem {
+        sandbox_id: (!matches!(error, ProxyError::Reserved { .. })).then_some(&address.id),
+        message: error.to_string(),
+        path: if let ProxyError::Reserved { path } = error { Some(path) } else { None },
+        port: matches!(error, ProxyError::PortClosed { .. }).then_some(address.port),
+        code: status.as_u16(),
+        connection_limit: if let ProxyError::TooManyConnections { limit } = error {
+            Some(*limit)
+        } else {
+            None
+        },
+    };
+    respond(status, JSON, serde_json::to_string(&problem).unwrap_or_default())
+}
+
+fn answer_page(error: &ProxyError, address: &Address) -> Response<Body> {
+    if matches!(error, ProxyError::Reserved { .. } | ProxyError::Host(_) | ProxyError::Mask) {
+        return answer_program(error, address);
+    }
+    let status = status(error);
+    // Id and port are `[a-z0-9]+` and a number, the message is our own: nothing needs escaping.
+    let Address { id, port } = address;
+    let page = format!(
+        "<html lang=\"en\">\n<head><meta charset=\"utf-8\"><title>{error}</title></head>\n<body>\n\
+         <h1>{error}</h1>\n<p>Sandbox <code>{id}</code>, port <code>{port}</code>, status {code}.</p>\n\
+         </body>\n</html>\n",
+        code = status.as_u16(),
+    );
+    respond(status, HTML, page)
+}
+
+fn respond(status: StatusCode, kind: HeaderValue, body: String) -> Response<Body> {
+    let mut response = Response::new(Body::from(body));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, kind);
+    response.headers_mut().insert(ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
+    response
+}
+
+/// Whether a person looks at the answer: a browser that navigates, not a script in it.
+fn wants_page(headers: &HeaderMap) -> bool {
+    let text = |name: &str| {
+        headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_ascii_lowercase()
+    };
+    let mode = text("sec-fetch-mode");
+    let accept = text(ACCEPT.as_str());
+    let agent = text(USER_AGENT.as_str());
+    let fetched = matches!(mode.as_str(), "cors" | "no-cors" | "same-origin" | "websocket");
+    let json = accept.contains("application/json") && !accept.contains("text/html");
+    let script = headers.contains_key("x-requested-with") && mode != "navigate";
+    !fetched && !json && !script && BROWSERS.iter().any(|browser| agent.contains(browser))
+}
+
+fn log(error: &ProxyError, address: &Address) {
+    let cause: Option<&Cause> = if let ProxyError::PortClosed { cause } = error { Some(cause) } else { None };
+    tracing::debug!(
+        sandbox.id = address.id,
+        guest.port = address.port,
+        cause = cause.map(tracing::field::display),
+        "no answer from sandbox {}: {error}",
+        address.id,
+    );
+}
