@@ -1,7 +1,7 @@
 //! The one integration binary: its folders mirror the rooms of `src/`.
 
 mod architecture;
-#[cfg(feature = "gateway")]
+mod proxy;
 mod runtime;
 mod support;
 mod warden;

@@ -20,6 +20,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::task::AtomicWaker;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     time::{Instant, Sleep, sleep},
@@ -30,6 +31,7 @@ use tokio::{
 pub(super) struct Activity {
     in_flight: AtomicUsize,
     multiplexed: AtomicBool,
+    reader: AtomicWaker,
 }
 
 /// One request in flight: from its head until its response has ended.
@@ -71,7 +73,7 @@ impl Activity {
     }
 
     fn busy(&self) -> bool {
-        self.in_flight.load(Ordering::Relaxed) > 0
+        self.in_flight.load(Ordering::Acquire) > 0
     }
 }
 
@@ -79,7 +81,10 @@ impl Activity {
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+        if self.0.in_flight.fetch_sub(1, Ordering::AcqRel) == 1 {
+            // hyper may already wait for the next head: the idle time begins now, not at its first byte.
+            self.0.reader.wake();
+        }
     }
 }
 
@@ -115,6 +120,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Patient<S> {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
+        this.activity.reader.register(cx.waker());
         this.look();
         let before = buffer.filled().len();
         match Pin::new(&mut this.socket).poll_read(cx, buffer) {

@@ -46,15 +46,15 @@ impl Pool {
     /// The connection that was used last, if one is ready.
     pub(super) fn take(&self, key: &Key) -> Option<GuestConnection> {
         let mut shelves = self.shelves.lock();
-        let shelf = shelves.idle.get_mut(key)?;
+        let waiting = shelves.idle.get_mut(key)?;
         let mut found = None;
-        while let Some((_, connection)) = shelf.pop() {
+        while let Some((_, connection)) = waiting.pop() {
             if connection.is_ready() {
                 found = Some(connection);
                 break;
             }
         }
-        if shelf.is_empty() {
+        if waiting.is_empty() {
             shelves.idle.remove(key);
         }
         found
@@ -63,9 +63,9 @@ impl Pool {
     /// Keeps a connection whose response has ended.
     pub(super) fn put(self: &Arc<Self>, key: Key, connection: GuestConnection) {
         let mut shelves = self.shelves.lock();
-        let shelf = shelves.idle.entry(key).or_default();
-        if shelf.len() < MOST {
-            shelf.push((Instant::now(), connection));
+        let waiting = shelves.idle.entry(key).or_default();
+        if waiting.len() < MOST {
+            waiting.push((Instant::now(), connection));
         }
         if !shelves.swept {
             shelves.swept = true;
@@ -77,11 +77,11 @@ impl Pool {
     fn drop_old(&self) -> bool {
         let mut shelves = self.shelves.lock();
         let now = Instant::now();
-        shelves.idle.retain(|_, shelf| {
-            shelf.retain(|(since, connection)| {
+        shelves.idle.retain(|_, waiting| {
+            waiting.retain(|(since, connection)| {
                 now.saturating_duration_since(*since) < IDLE && !connection.is_closed()
             });
-            !shelf.is_empty()
+            !waiting.is_empty()
         });
         shelves.swept = !shelves.idle.is_empty();
         shelves.swept

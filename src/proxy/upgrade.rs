@@ -38,9 +38,9 @@ pub(super) fn start(tunnel: Tunnel) {
         let copying = async {
             let (client, guest) = try_join(client, guest).await?;
             let (mut client, mut guest) = (TokioIo::new(client), TokioIo::new(guest));
-            let copied = copy_bidirectional_with_sizes(&mut client, &mut guest, BUFFER, BUFFER).await;
             // How a tunnel ends is the business of its two ends.
-            Ok::<_, hyper::Error>(drop(copied))
+            let _ = copy_bidirectional_with_sizes(&mut client, &mut guest, BUFFER, BUFFER).await;
+            Ok::<(), hyper::Error>(())
         };
         tokio::select! {
             () = ended.cancelled() => {}

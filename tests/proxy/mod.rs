@@ -1,0 +1,8 @@
+//! The proxy from outside: real sockets in front, fake machines behind.
+
+mod lives;
+mod refusals;
+mod rig;
+mod smuggling;
+mod streams;
+mod tunnels;
