@@ -14,38 +14,49 @@ use axum::{
     routing::get,
 };
 use base64::{Engine as _, engine::general_purpose::STANDARD};
+use connectrpc::{ConnectError, ConnectRpcService, Limits};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use subtle::ConstantTimeEq as _;
 
 use crate::guest::{
     filesystem::FilesystemService,
     metrics,
+    process::Processes,
+    rpc::{self, ProcessService},
     state::{BasicUser, Guest, invalid_username},
     transfer,
 };
 
 mod cors;
 
+/// The largest RPC message: input is sent in one piece.
+const MAX_MESSAGE: usize = 64 << 20;
 const ACCESS_TOKEN: &str = "x-access-token";
 const DENIED: &str =
     "unauthorized access, please provide a valid access token or method signing if supported";
 
 /// All of envd on one router.
-pub(crate) fn router(guest: Guest) -> Router {
-    routes(&guest)
+pub(crate) fn router(guest: Guest, processes: Processes) -> Router {
+    routes(&guest, processes)
         .layer(middleware::from_fn_with_state(guest.clone(), admit))
         .layer(middleware::from_fn(cors::allow))
         .with_state(guest)
 }
 
-fn routes(guest: &Guest) -> Router<Guest> {
-    let filesystem = connectrpc::Router::new().add_service(Arc::new(FilesystemService::new(guest.clone())));
+fn routes(guest: &Guest, processes: Processes) -> Router<Guest> {
+    let limits = Limits::default().with_max_request_body_size(MAX_MESSAGE).with_max_message_size(MAX_MESSAGE);
+    let services = connectrpc::Router::new()
+        .add_service(Arc::new(ProcessService::new(guest.clone(), processes)))
+        .add_service(Arc::new(FilesystemService::new(guest.clone())));
+    let services = ConnectRpcService::new(services).with_limits(limits);
     Router::new()
+        .route_service("/process.Process/{method}", services.clone())
+        .route_service("/filesystem.Filesystem/{method}", services)
+        .layer(middleware::from_fn(rpc::moderate))
         .route("/health", get(health))
         .route("/envs", get(envs))
         .merge(metrics::routes(guest))
         .merge(transfer::routes())
-        .route_service("/filesystem.Filesystem/{method}", filesystem.into_axum_service())
         .fallback(|| async { (StatusCode::NOT_FOUND, "404 page not found\n") })
 }
 
@@ -75,7 +86,7 @@ async fn admit(State(guest): State<Guest>, mut request: Request, next: Next) -> 
             Some(user) => {
                 request.extensions_mut().insert(BasicUser(user));
             }
-            None => return unknown_user(request.headers(), &name),
+            None => return rpc_error(request.headers(), &invalid_username(&name)),
         }
     }
     next.run(request).await
@@ -97,9 +108,11 @@ fn basic_user(headers: &HeaderMap) -> Option<String> {
     Some(decoded.split_once(':')?.0.to_owned())
 }
 
-/// A stream's error travels in its end frame under HTTP 200 (contract/sandbox 2.3).
-fn unknown_user(headers: &HeaderMap, name: &str) -> Response {
-    let error = invalid_username(name).to_json();
+/// A Connect error outside the RPC library, in the form that the request's kind wants: a stream's
+/// error travels in its end frame under HTTP 200 (contract/sandbox 2.3).
+pub(crate) fn rpc_error(headers: &HeaderMap, error: &ConnectError) -> Response {
+    let status = error.http_status();
+    let error = error.to_json();
     let kind =
         headers.get(header::CONTENT_TYPE).filter(|kind| kind.as_bytes().starts_with(b"application/connect+"));
     let Some(kind) = kind else {

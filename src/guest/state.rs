@@ -7,6 +7,7 @@
 use std::{
     collections::BTreeMap,
     os::fd::OwnedFd,
+    path::{Path, PathBuf},
     sync::{Arc, PoisonError, RwLock},
 };
 
@@ -15,7 +16,11 @@ use jiff::Timestamp;
 
 use crate::{
     clock::{Clock, SystemClock},
-    guest::users::{User, Users},
+    guest::{
+        logs::Logs,
+        meminfo::Meminfo,
+        users::{User, Users},
+    },
     id::{Entropy, OsEntropy},
     wire::control::Init,
 };
@@ -27,10 +32,20 @@ const EVENTS_ADDRESS: &str = "http://192.0.2.1";
 #[derive(Clone)]
 pub(crate) struct Guest(Arc<Shared>);
 
+impl std::fmt::Debug for Guest {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // Never its identity: that holds the token.
+        formatter.write_str("Guest")
+    }
+}
+
 struct Shared {
     identity: RwLock<Option<Arc<Init>>>,
     users: Arc<Users>,
     machine: Machine,
+    marks: Option<PathBuf>,
+    meminfo: Meminfo,
+    logs: Logs,
     clock: Box<dyn Clock>,
     entropy: Box<dyn Entropy>,
 }
@@ -60,17 +75,20 @@ pub(crate) struct BasicUser(pub(crate) Arc<User>);
 
 impl Default for Guest {
     fn default() -> Self {
-        Self::new(Machine::default(), Users::default())
+        Self::new(Machine::default(), Users::default(), None)
     }
 }
 
 impl Guest {
-    /// A guest that nobody has introduced yet.
-    pub(crate) fn new(machine: Machine, users: Users) -> Self {
+    /// A guest that nobody has introduced yet. In a machine `marks` is where its marks are left.
+    pub(crate) fn new(machine: Machine, users: Users, marks: Option<PathBuf>) -> Self {
         Self(Arc::new(Shared {
             identity: RwLock::new(None),
             users: Arc::new(users),
             machine,
+            marks,
+            meminfo: Meminfo::default(),
+            logs: Logs::default(),
             clock: Box::new(SystemClock),
             entropy: Box::new(OsEntropy),
         }))
@@ -124,6 +142,29 @@ impl Guest {
         &self.0.machine
     }
 
+    /// The directory for the marks of a sandbox; none outside a machine.
+    pub(crate) fn marks(&self) -> Option<&Path> {
+        self.0.marks.as_deref()
+    }
+
+    /// Log lines for the gateway.
+    pub(crate) fn logs(&self) -> &Logs {
+        &self.0.logs
+    }
+
+    /// Takes over `/proc/meminfo`, if the launcher put a file over it.
+    pub(crate) fn attach_meminfo(&self) {
+        // A machine whose memory is its kernel's own has the true numbers there.
+        if self.0.meminfo.attach().is_ok() {
+            self.refresh_meminfo();
+        }
+    }
+
+    /// Brings `/proc/meminfo` up to date; cheap when that was done just now.
+    pub(crate) fn refresh_meminfo(&self) {
+        self.0.meminfo.refresh(&self.0.machine);
+    }
+
     /// Now.
     pub(crate) fn now(&self) -> Timestamp {
         self.0.clock.now()
@@ -151,7 +192,7 @@ pub(crate) fn invalid_username(name: &str) -> ConnectError {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     /// An identity for tests.

@@ -11,7 +11,7 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use http_body_util::BodyExt as _;
 use tower::ServiceExt as _;
 
-use super::{serve, state::Guest};
+use super::{process::Processes, serve, state::Guest};
 use crate::wire::control::Init;
 
 /// No step of a test takes longer.
@@ -35,7 +35,7 @@ pub(crate) fn guest(token: Option<&str>) -> Guest {
 
 /// All of envd.
 pub(crate) fn app(token: Option<&str>) -> Router {
-    serve::router(guest(token))
+    serve::router(guest(token), Processes::without_spawner())
 }
 
 /// What an SDK puts in `Authorization` for a user.

@@ -1,0 +1,137 @@
+//! The control stream: the gateway introduces the machine and hears the guest's log.
+//!
+//! One attachment at a time: a new one ends the task of the last, because its gateway is gone or
+//! the machine was restored. Messages are answered in order, each with one Done.
+
+use std::{
+    fs,
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use bytes::Bytes;
+use futures_util::{SinkExt as _, StreamExt as _};
+use serde::Deserialize;
+use tokio::{net::UnixStream, task::AbortHandle};
+use tokio_util::codec::{Framed, LengthDelimitedCodec};
+
+use crate::{
+    guest::state::Guest,
+    wire::{
+        control::{FromGuest, Init, MAX_MESSAGE, ToGuest},
+        link::Nonce,
+    },
+};
+
+/// The present attachment.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Attachment(Arc<Mutex<Option<(Nonce, AbortHandle)>>>);
+
+// === impl Attachment ===
+
+impl Attachment {
+    /// Serves this stream in place of the last one.
+    pub(crate) fn replace(&self, guest: Guest, nonce: Nonce, stream: UnixStream) {
+        let task = tokio::spawn(serve(guest, stream));
+        let mut present = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, last)) = present.replace((nonce, task.abort_handle())) {
+            last.abort();
+        }
+    }
+}
+
+/// Ends when the gateway hangs up or breaks the rules.
+async fn serve(guest: Guest, stream: UnixStream) {
+    let codec = LengthDelimitedCodec::builder().max_frame_length(MAX_MESSAGE as usize).new_codec();
+    let mut frames = Framed::new(stream, codec);
+    loop {
+        let message = tokio::select! {
+            frame = frames.next() => match frame {
+                Some(Ok(frame)) => answer(&guest, &frame),
+                _ => return,
+            },
+            line = guest.logs().next() => Some(line),
+        };
+        let Some(message) = message else { continue };
+        let Ok(bytes) = serde_json::to_vec(&message) else { continue };
+        if frames.send(Bytes::from(bytes)).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// What names the answer, of a message that is otherwise unknown.
+#[derive(Deserialize)]
+struct Numbered {
+    seq: u64,
+}
+
+fn answer(guest: &Guest, frame: &[u8]) -> Option<FromGuest> {
+    let (seq, error) = match serde_json::from_slice(frame) {
+        Ok(ToGuest::Init { seq, init }) => (seq, introduce(guest, *init)),
+        Ok(ToGuest::Freeze { seq } | ToGuest::Thaw { seq, .. } | ToGuest::Ping { seq }) => (seq, None),
+        Err(error) => {
+            let Numbered { seq } = serde_json::from_slice(frame).ok()?;
+            (seq, Some(format!("this guest does not know the message: {error}")))
+        }
+    };
+    Some(FromGuest::Done { seq, error })
+}
+
+/// The identity is taken in any case; the error names what else failed.
+fn introduce(guest: &Guest, init: Init) -> Option<String> {
+    let mut problems = Vec::new();
+    match STANDARD.decode(&init.entropy) {
+        // Every process may write here; it mixes in and counts for nothing.
+        Ok(entropy) => {
+            problems.extend(fs::write("/dev/urandom", entropy).err().map(|e| format!("entropy: {e}")))
+        }
+        Err(error) => problems.push(format!("entropy: {error}")),
+    }
+    if let Some(dir) = guest.marks() {
+        problems.extend(mark(dir, &init).err().map(|error| format!("{}: {error}", dir.display())));
+    }
+    guest.introduce(init);
+    (!problems.is_empty()).then(|| problems.join("; "))
+}
+
+/// The files by which programs know that they run in a sandbox (contract/sandbox 5.5).
+fn mark(dir: &Path, init: &Init) -> std::io::Result<()> {
+    fs::create_dir_all(dir)?;
+    fs::write(dir.join(".E2B_SANDBOX"), "true")?;
+    fs::write(dir.join(".E2B_SANDBOX_ID"), init.sandbox_id.as_str())?;
+    fs::write(dir.join(".E2B_TEMPLATE_ID"), &init.template_id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn init_makes_the_guest_known_and_later_messages_are_refused_by_name() {
+        let guest = Guest::default();
+        let done = |text: &str| answer(&guest, text.as_bytes());
+        assert_eq!(done(r#"{"type":"ping","seq":1}"#), Some(FromGuest::Done { seq: 1, error: None }));
+        let init = r#"{"type":"init","seq":2,"new_field":1,"init":{"sandbox_id":"i0123456789abcdefghij","template_id":"t",
+            "env_vars":{},"access_token":null,"default_user":"user","default_workdir":null,"now_unix_ns":0,"entropy":""}}"#;
+        assert!(guest.identity().is_none());
+        assert_eq!(done(init), Some(FromGuest::Done { seq: 2, error: None }));
+        assert_eq!(guest.default_user(), "user");
+        let Some(FromGuest::Done { seq: 3, error: Some(_) }) = done(r#"{"type":"novel","seq":3}"#) else {
+            panic!("an unknown message is refused");
+        };
+        assert_eq!(done("{}"), None);
+    }
+
+    #[test]
+    fn the_marks_tell_who_the_machine_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let init = crate::guest::state::tests::init();
+        mark(&dir.path().join("e2b"), &init).unwrap();
+        let read = |name: &str| fs::read_to_string(dir.path().join("e2b").join(name)).unwrap();
+        assert_eq!(read(".E2B_SANDBOX"), "true");
+        assert_eq!(read(".E2B_SANDBOX_ID"), "i0123456789abcdefghij");
+        assert_eq!(read(".E2B_TEMPLATE_ID"), "base");
+    }
+}
