@@ -163,6 +163,19 @@ impl Cgroups {
         Ok(())
     }
 
+    /// Makes a group and removes it again.
+    pub(crate) fn try_out(&self) -> io::Result<()> {
+        if self.hierarchies.is_empty() {
+            return Err(io::Error::new(ErrorKind::NotFound, "no cgroup hierarchy is mounted"));
+        }
+        let made = self
+            .establish()
+            .and_then(|()| self.make("probe", &Limits { memory: GUEST_MEMORY, cpus: 1 }).map(drop));
+        self.remove("probe");
+        self.remove_trees();
+        made
+    }
+
     /// Whether any process lives in the instance's trees.
     pub(crate) fn inhabited(&self) -> bool {
         self.hierarchies.iter().any(|hierarchy| hierarchy.populated(hierarchy.root()))

@@ -7,7 +7,10 @@
 use std::{
     fs::File,
     io::{self, Read, Seek, Write},
-    os::{fd::OwnedFd, unix::fs::MetadataExt},
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::fs::MetadataExt,
+    },
     path::{Path, PathBuf},
 };
 
@@ -124,9 +127,9 @@ impl Claim {
         self.file.write_all(data_dir.as_os_str().as_bytes())
     }
 
-    /// A second descriptor of the same lock.
-    pub(crate) fn try_clone(&self) -> io::Result<OwnedFd> {
-        self.file.try_clone().map(OwnedFd::from)
+    /// The lock.
+    pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
     }
 
     /// Gives the number back. Only for an instance without machines.

@@ -14,7 +14,11 @@
 //! gateway says is checked again here: a compromised gateway can make and end machines of its
 //! own instance, and nothing else.
 
-use std::{io, os::fd::OwnedFd, path::PathBuf};
+use std::{
+    io,
+    os::fd::{AsFd, OwnedFd},
+    path::PathBuf,
+};
 
 pub mod base;
 mod cgroup;
@@ -121,6 +125,9 @@ fn live(prepared: &Prepared, socket: OwnedFd, guest: OwnedFd, sudo: &[u8]) -> Re
     use nix::sys::signal::Signal;
     // A signal to the whole group ends the gateway, and the gateway's end is what ends the warden.
     rustix::process::setsid().at("leave the gateway's session")?;
+    let mut keep = prepared.descriptors().to_vec();
+    keep.extend([socket.as_fd(), guest.as_fd()]);
+    worker::close_others(&keep).at("close what is the gateway's")?;
     for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT] {
         worker::ignore(signal).at("ignore signals")?;
     }

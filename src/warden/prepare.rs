@@ -46,7 +46,7 @@ pub struct Prepared {
     pub(crate) run: OwnedFd,
     pub(crate) templates: OwnedFd,
     pub(crate) machines: OwnedFd,
-    _lock: File,
+    lock: File,
     path: PathBuf,
 }
 
@@ -75,7 +75,7 @@ pub fn prepare(data_dir: &Path) -> Result<Prepared, WardenError> {
     let templates = root_room(data.as_fd(), "templates", 0, 0o700).at("make DATA/templates")?;
     let machines = root_room(data.as_fd(), "machines", 0, 0o700).at("make DATA/machines")?;
     let machines = mount_on_itself(data.as_fd(), machines).at("mount DATA/machines nosuid,nodev")?;
-    Ok(Prepared { claim, data, run, templates, machines, _lock: lock, path: data_dir.to_owned() })
+    Ok(Prepared { claim, data, run, templates, machines, lock, path: data_dir.to_owned() })
 }
 
 // === impl Prepared ===
@@ -104,6 +104,18 @@ impl Prepared {
     /// The instance's number on this host.
     pub fn instance(&self) -> u32 {
         self.claim.instance.0
+    }
+
+    /// Everything that the warden needs of it open.
+    pub(crate) fn descriptors(&self) -> [BorrowedFd<'_>; 6] {
+        [
+            self.claim.as_fd(),
+            self.data.as_fd(),
+            self.run.as_fd(),
+            self.templates.as_fd(),
+            self.machines.as_fd(),
+            self.lock.as_fd(),
+        ]
     }
 
     /// Undoes what a server without machines no longer needs: the mount and the number.

@@ -7,7 +7,7 @@
 use std::{
     fs::File,
     io::{self, Read, Write},
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     panic::{AssertUnwindSafe, catch_unwind},
 };
 
@@ -138,6 +138,26 @@ fn rustix_pipe() -> io::Result<(OwnedFd, OwnedFd)> {
 pub(crate) fn ignore(signal: nix::sys::signal::Signal) -> io::Result<()> {
     // SAFETY: ignoring installs no handler, so no code of ours ever runs in a signal's context.
     unsafe { nix::sys::signal::signal(signal, nix::sys::signal::SigHandler::SigIgn) }?;
+    Ok(())
+}
+
+/// Closes every descriptor but the standard ones and these: the gateway's listener must not live on in
+/// its helper. For a fresh child whose caller never returns to the owners of what is closed.
+pub(crate) fn close_others(keep: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut kept: Vec<u32> = keep.iter().map(|fd| fd.as_raw_fd().unsigned_abs()).collect();
+    kept.sort_unstable();
+    let mut next = 3;
+    for number in kept.into_iter().chain([u32::MAX]) {
+        if next < number {
+            // SAFETY: what is closed belongs to frames of the parent's stack that the child
+            // never returns to, so no owner uses or closes these numbers again.
+            let closed = unsafe { libc::syscall(libc::SYS_close_range, next, number - 1, 0) };
+            if closed == -1 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        next = number.saturating_add(1);
+    }
     Ok(())
 }
 
