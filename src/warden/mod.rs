@@ -144,11 +144,13 @@ fn live(prepared: &Prepared, socket: OwnedFd, guest: OwnedFd, sudo: &[u8]) -> Re
 fn seal(binary: &[u8]) -> io::Result<OwnedFd> {
     use std::io::Write;
 
-    use rustix::fs::{MemfdFlags, SealFlags};
+    use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     let mut file = std::fs::File::from(rustix::fs::memfd_create("firkin-guest", flags)?);
     file.write_all(binary)?;
     let seals = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
     rustix::fs::fcntl_add_seals(&file, seals)?;
-    Ok(file.into())
+    // Opened anew: the kernel runs no file that somebody has open for writing.
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    Ok(rustix::fs::open(prepare::proc_path(file.as_fd()), flags, Mode::empty())?)
 }

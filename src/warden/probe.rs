@@ -135,7 +135,8 @@ impl Drop for Scratch {
 }
 
 fn idmapped(directory: BorrowedFd<'_>, userns: BorrowedFd<'_>) -> io::Result<()> {
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    let flags =
+        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
     let clone = rustix::mount::open_tree(directory, "", flags)?;
     syscall::mount_setattr(clone.as_fd(), MountAttr::NO_DEV, Some(userns))
 }
@@ -225,7 +226,8 @@ fn seccomp() -> ProbeResult {
 
 fn sealed() -> io::Result<()> {
     let file = super::seal(b"probe")?;
-    match rustix::io::write(&file, b"x") {
+    let again = rustix::fs::open(super::prepare::proc_path(file.as_fd()), OFlags::RDWR, Mode::empty())?;
+    match rustix::io::write(&again, b"x") {
         Err(rustix::io::Errno::PERM) => Ok(()),
         Ok(_) => Err(io::Error::other("a sealed file could be written")),
         Err(error) => Err(error.into()),

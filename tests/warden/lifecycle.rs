@@ -1,14 +1,22 @@
 //! Machines from nothing to nothing, and what a warden's end leaves of them.
 
+use std::{sync::Arc, time::Duration};
+
 use firkin::{
-    id::BuildId,
-    runtime::engine::{Engine, EngineError},
+    id::{BuildId, SandboxId},
+    runtime::{
+        engine::{Engine, EngineError, Machine},
+        link::{LinkError, LinkStream},
+    },
+    sandbox::ENVD_PORT,
+    wire::{link::Nonce, warden::MachineInfo},
 };
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::server::{Data, spec};
-use crate::support::host::Host;
+use super::server::{Data, Server, spec};
+use crate::support::host::{Host, Scope};
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_without_machines_leaves_nothing() {
     let Some(data) = Data::new() else { return };
     let server = data.serve().await;
@@ -19,7 +27,7 @@ async fn a_server_without_machines_leaves_nothing() {
     server.scope.settles_as(&Host::default());
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_gateway_that_vanishes_ends_its_warden() {
     let Some(data) = Data::new() else { return };
     let (socket, scope, ..) = data.fork();
@@ -31,7 +39,7 @@ async fn a_gateway_that_vanishes_ends_its_warden() {
     scope.settles_as(&Host::default());
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_unknown_build_makes_no_machine() {
     let Some(data) = Data::new() else { return };
     let server = data.serve().await;
@@ -42,4 +50,156 @@ async fn an_unknown_build_makes_no_machine() {
     server.scope.settles_as(&before);
     server.client.shutdown(true).await.unwrap();
     server.scope.settles_as(&Host::default());
+}
+
+async fn ask(stream: &mut LinkStream, line: &str) -> String {
+    stream.write_all(format!("{line}\n").as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    loop {
+        match stream.read_u8().await.unwrap() {
+            b'\n' => return String::from_utf8(answer).unwrap(),
+            byte => answer.push(byte),
+        }
+    }
+}
+
+async fn speaks(machine: &Arc<dyn Machine>) {
+    let mut stream = machine.link().open(ENVD_PORT).await.unwrap();
+    assert_eq!(ask(&mut stream, "id").await, "e2b.local 0 1");
+}
+
+/// What is left when nothing is: the rooms of a server that runs without machines.
+async fn idle(server: &Server) -> Host {
+    assert!(server.client.machines().await.unwrap().is_empty());
+    server.scope.look()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_machine_speaks_and_goes_without_a_trace() {
+    let Some(data) = Data::new() else { return };
+    let server = data.serve().await;
+    let before = idle(&server).await;
+    let machine = server.engine.create(spec(data.image())).await.unwrap();
+    speaks(&machine).await;
+    let (_, generation) = machine.link().open_control(Nonce([1; 16])).await.unwrap();
+    assert_eq!(generation, 1);
+    for port in [8000, 8001] {
+        let mut stream = machine.link().open(port).await.unwrap();
+        assert_eq!(ask(&mut stream, "hello").await, "hello");
+    }
+    assert!(matches!(machine.link().open(8002).await, Err(LinkError::PortClosed { port: 8002 })));
+    let stats = machine.stats().await.unwrap();
+    assert!(stats.memory_limit_bytes == 0 || stats.memory_limit_bytes == 256 << 20, "{stats:?}");
+    machine.stop(Duration::ZERO).await.unwrap();
+    machine.stop(Duration::ZERO).await.unwrap();
+    machine.exited().await;
+    server.scope.settles_as(&before);
+    server.client.shutdown(true).await.unwrap();
+    server.scope.settles_as(&Host::default());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_guest_that_ends_by_itself_is_noticed_and_cleared() {
+    let Some(data) = Data::new() else { return };
+    let server = data.serve().await;
+    let before = idle(&server).await;
+    let machine = server.engine.create(spec(data.image())).await.unwrap();
+    let mut stream = machine.link().open(ENVD_PORT).await.unwrap();
+    stream.write_all(b"exit\n").await.unwrap();
+    tokio::time::timeout(Duration::from_secs(10), machine.exited()).await.unwrap();
+    assert!(matches!(machine.freeze().await, Err(EngineError::Gone)));
+    server.scope.settles_as(&before);
+    server.client.shutdown(true).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_frozen_machine_holds_still_and_still_dies() {
+    let Some(data) = Data::new() else { return };
+    let server = data.serve().await;
+    let before = idle(&server).await;
+    let machine = server.engine.create(spec(data.image())).await.unwrap();
+    speaks(&machine).await;
+    machine.freeze().await.unwrap();
+    let silent = tokio::time::timeout(Duration::from_millis(200), speaks(&machine)).await;
+    assert!(silent.is_err(), "a frozen guest must not answer");
+    machine.thaw().await.unwrap();
+    machine.thaw().await.unwrap();
+    speaks(&machine).await;
+    machine.freeze().await.unwrap();
+    machine.stop(Duration::ZERO).await.unwrap();
+    server.scope.settles_as(&before);
+    server.client.shutdown(true).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_create_whose_caller_goes_away_is_undone() {
+    let Some(data) = Data::new() else { return };
+    let server = data.serve().await;
+    let before = idle(&server).await;
+    let build = data.image();
+    for wait in [0, 1, 2, 3, 5, 8] {
+        let create = server.engine.create(spec(build));
+        let _ = tokio::time::timeout(Duration::from_millis(wait), create).await.map(|made| {
+            let machine = made.unwrap();
+            tokio::spawn(async move { machine.stop(Duration::ZERO).await.unwrap() })
+        });
+    }
+    server.scope.settles_as(&before);
+    server.client.shutdown(true).await.unwrap();
+}
+
+#[test]
+fn twenty_machines_outlive_their_gateway_and_are_found_again() {
+    let Some(data) = Data::new() else { return };
+    let first = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let (records, scope) = first.block_on(make_twenty(&data));
+    let running = scope.look();
+    assert_eq!(running.networks.len(), 20);
+    // The gateway is gone without a word: its socket closes.
+    drop(first);
+    let second = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    second.block_on(find_again(&data, &records, &running));
+    scope.settles_as(&Host::default());
+}
+
+async fn make_twenty(data: &Data) -> (Vec<(SandboxId, serde_json::Value)>, Scope) {
+    let server = data.serve().await;
+    let build = data.image();
+    let made = futures_util::future::join_all((0..20).map(|_| server.engine.create(spec(build)))).await;
+    for machine in made {
+        speaks(&machine.unwrap()).await;
+    }
+    let known = server.client.machines().await.unwrap();
+    assert_eq!(known.len(), 20);
+    let record = |info: &MachineInfo| {
+        serde_json::json!({
+            "generation": info.generation, "pid": info.pid, "start_time": info.start_time
+        })
+    };
+    (known.iter().map(|info| (info.sandbox, record(info))).collect(), server.scope.clone())
+}
+
+async fn find_again(data: &Data, records: &[(SandboxId, serde_json::Value)], running: &Host) {
+    let server = data.serve().await;
+    assert_eq!(server.client.machines().await.unwrap().len(), 20);
+    assert_eq!(server.scope.look().processes, running.processes, "nobody died of it");
+    let mut adopted: Vec<Arc<dyn Machine>> = Vec::new();
+    for (sandbox, record) in &records[..19] {
+        let machine = server.engine.adopt(*sandbox, record).await.unwrap().expect("it is alive");
+        speaks(&machine).await;
+        adopted.push(machine);
+    }
+    // A record of another process is nobody's machine.
+    let (last, mut foreign) = records[19].clone();
+    foreign["start_time"] = 1.into();
+    assert!(server.engine.adopt(last, &foreign).await.unwrap().is_none());
+    let keep: Vec<SandboxId> = records[..19].iter().map(|(sandbox, _)| *sandbox).collect();
+    assert_eq!(server.engine.sweep(&keep).await.unwrap(), [last]);
+    // An adopted machine is no child of the new warden; its end is noticed all the same.
+    let mut stream = adopted[0].link().open(ENVD_PORT).await.unwrap();
+    stream.write_all(b"exit\n").await.unwrap();
+    tokio::time::timeout(Duration::from_secs(10), adopted[0].exited()).await.unwrap();
+    adopted[1].stop(Duration::ZERO).await.unwrap();
+    assert_eq!(server.client.machines().await.unwrap().len(), 17);
+    server.client.shutdown(true).await.unwrap();
 }

@@ -1,9 +1,13 @@
 //! A warden with a data directory of its own, and the engine on top of it.
 
 use std::{
-    os::{fd::OwnedFd, unix::fs::PermissionsExt},
+    os::{
+        fd::OwnedFd,
+        unix::{fs::PermissionsExt, net::UnixDatagram},
+    },
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    process::Command,
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
 use firkin::{
@@ -63,21 +67,69 @@ impl Data {
         Server { engine, client, scope, gateway_uid }
     }
 
+    /// An image with nothing in it but mount points: the tests' guest needs no file.
+    pub fn image(&self) -> BuildId {
+        let build = BuildId::generate(&OsEntropy);
+        let image = self.path().join("templates").join(build.to_string());
+        for name in ["bin", "dev", "etc", "proc", "root", "run", "sys", "tmp", "usr"] {
+            std::fs::create_dir_all(image.join("root").join(name)).unwrap();
+        }
+        let manifest =
+            format!(r#"{{"format":1,"build":"{build}","kind":"imported","fingerprint":null,"notice":null}}"#);
+        std::fs::write(image.join("image.json"), manifest).unwrap();
+        build
+    }
+
     pub fn fork(&self) -> (OwnedFd, Scope, u32, PathBuf) {
         let prepared = warden::prepare(&self.path()).unwrap();
         let scope = Scope { data_dir: self.path(), instance: prepared.instance() };
-        let guest = std::fs::read(guest()).unwrap();
-        let socket = warden::fork(&prepared, &guest, &[]).unwrap();
+        let socket = warden::fork(&prepared, &guest(), &[]).unwrap();
         (socket, scope, prepared.gateway_uid(), prepared.run_dir())
     }
 }
 
-/// The guest that was built for this run, else a program that only ends.
-fn guest() -> PathBuf {
-    let built =
-        concat!(env!("CARGO_MANIFEST_DIR"), "/target/guest/x86_64-unknown-linux-gnu/guest/firkin-guest");
-    let built = PathBuf::from(built);
-    if built.is_file() { built } else { PathBuf::from("/bin/true") }
+/// A test that failed half way leaves machines: they are ended as an operator would end them.
+impl Drop for Data {
+    fn drop(&mut self) {
+        let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+        if !std::thread::panicking() || !mounts.contains(&*self.path().to_string_lossy()) {
+            return;
+        }
+        let Ok(prepared) = warden::prepare(&self.path()) else { return };
+        let Ok(socket) = warden::fork(&prepared, &guest(), &[]) else { return };
+        drop(prepared);
+        let socket = UnixDatagram::from(socket);
+        let _ = socket.set_nonblocking(false);
+        let _ = socket.send(br#"{"seq":1,"call":{"call":"shutdown","stop_machines":true}}"#);
+        let _ = socket.recv(&mut [0; 4096]);
+    }
+}
+
+/// The tests' own guest, compiled once: what is tested here is the host's side.
+fn guest() -> Vec<u8> {
+    static GUEST: OnceLock<Vec<u8>> = OnceLock::new();
+    let compile = || {
+        let program = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("fake-guest");
+        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/warden/fake_guest.rs");
+        let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+        let done = Command::new(rustc)
+            .args([
+                "--edition",
+                "2024",
+                "-C",
+                "target-feature=+crt-static",
+                "-C",
+                "strip=symbols",
+                source,
+                "-o",
+            ])
+            .arg(&program)
+            .status()
+            .unwrap();
+        assert!(done.success());
+        std::fs::read(program).unwrap()
+    };
+    GUEST.get_or_init(compile).clone()
 }
 
 /// A machine of the build, small.
