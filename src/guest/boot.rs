@@ -108,14 +108,14 @@ async fn serve_machine(start: Start, zygote: Zygote, reaper: Reaper) -> io::Resu
         guest.attach_meminfo();
     }
     let spawner = Spawner::start(zygote, start.groups.into(), reaper.clone())?;
-    let processes = Processes::new(spawner, reaper.clone());
+    let processes = Processes::new(spawner, reaper.clone(), guest.clone());
     start.listener.set_nonblocking(true)?;
     let listener = UnixListener::from_std(start.listener)?;
     let envd = serve::router(guest.clone(), processes);
     tokio::select! {
-        served = accept::run(listener, guest, envd) => served,
+        ended = accept::run(listener, guest, envd) => ended,
         // Without the reaper no process would ever end.
-        reaped = reaper.run() => reaped,
+        ended = reaper.run() => ended,
     }
 }
 

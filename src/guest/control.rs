@@ -85,7 +85,7 @@ fn introduce(guest: &Guest, init: Init) -> Option<String> {
     match STANDARD.decode(&init.entropy) {
         // Every process may write here; it mixes in and counts for nothing.
         Ok(entropy) => {
-            problems.extend(fs::write("/dev/urandom", entropy).err().map(|e| format!("entropy: {e}")))
+            problems.extend(fs::write("/dev/urandom", entropy).err().map(|e| format!("entropy: {e}")));
         }
         Err(error) => problems.push(format!("entropy: {error}")),
     }

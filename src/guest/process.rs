@@ -29,6 +29,7 @@ use crate::guest::{
     pty::{self, Size},
     reap::{Exit, Reaper},
     spawner::{Order, SpawnError, Spawner, Stdio, Step},
+    state::Guest,
     users::User,
 };
 
@@ -115,6 +116,7 @@ pub(crate) struct Process {
 pub(crate) struct Processes {
     spawner: Spawner,
     reaper: Reaper,
+    guest: Guest,
     table: Arc<Mutex<Table>>,
 }
 
@@ -173,14 +175,14 @@ impl Process {
 
 impl Processes {
     /// None yet.
-    pub(crate) fn new(spawner: Spawner, reaper: Reaper) -> Self {
-        Self { spawner, reaper, table: Arc::default() }
+    pub(crate) fn new(spawner: Spawner, reaper: Reaper, guest: Guest) -> Self {
+        Self { spawner, reaper, guest, table: Arc::default() }
     }
 
     /// For tests of what needs no process: every start is refused.
     #[cfg(test)]
     pub(crate) fn without_spawner() -> Self {
-        Self::new(Spawner::refusing(), Reaper::default())
+        Self::new(Spawner::refusing(), Reaper::default(), Guest::default())
     }
 
     /// Starts a process and subscribes to it before it can say anything. Must not be dropped
@@ -215,6 +217,7 @@ impl Processes {
             table.add(&process);
             process
         };
+        self.log(&process, "process_start", ("command", process.config.cmd.clone()));
         let patience = Patience { exit, signalled: signal_seen };
         let pumps: Vec<_> = outputs
             .into_iter()
@@ -224,6 +227,7 @@ impl Processes {
         let kept = Arc::clone(&process);
         tokio::spawn(async move {
             let exit = keeper.wait(child.exit, &kept).await;
+            keeper.log(&kept, "process_end", ("process_result", status::end_event(exit).status));
             exit_sender.send_replace(Some(exit));
             for pump in pumps {
                 let _ = pump.await;
@@ -270,6 +274,17 @@ impl Processes {
         settled(exit.await.ok())
     }
 
+    /// Never arguments, environment or output: those may hold secrets.
+    fn log(&self, process: &Process, event: &str, (name, value): (&str, String)) {
+        let mut fields = BTreeMap::from([
+            ("event_type".to_owned(), event.to_owned()),
+            ("pid".to_owned(), process.pid.to_string()),
+            (name.to_owned(), value),
+        ]);
+        fields.extend(process.tag.clone().map(|tag| ("tag".to_owned(), tag)));
+        self.guest.logs().info(self.guest.now(), "process", event.replace('_', " "), fields);
+    }
+
     fn table(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -286,7 +301,7 @@ type Outputs = Vec<(Arc<AsyncFd<OwnedFd>>, Source)>;
 fn plumb(launch: &Launch) -> io::Result<(Stdio, Input, Outputs)> {
     if let Some(size) = launch.pty {
         let (master, slave) = pty::open(size, launch.user.uid)?;
-        let master = Arc::new(AsyncFd::new(master)?);
+        let master = Arc::new(pty::register(master)?);
         let stdio = [slave.try_clone()?, slave.try_clone()?, slave];
         return Ok((stdio, Input::tty(Arc::clone(&master)), vec![(master, Source::Pty)]));
     }
@@ -294,7 +309,7 @@ fn plumb(launch: &Launch) -> io::Result<(Stdio, Input, Outputs)> {
     let (stderr, their_stderr) = pipe()?;
     let (their_stdin, input) = if launch.stdin {
         let (theirs, ours) = pipe2(OFlag::O_CLOEXEC)?;
-        (theirs, Some(Arc::new(AsyncFd::new(nonblocking(ours)?)?)))
+        (theirs, Some(Arc::new(pty::register(nonblocking(ours)?)?)))
     } else {
         (OwnedFd::from(File::open("/dev/null")?), None)
     };
@@ -304,7 +319,7 @@ fn plumb(launch: &Launch) -> io::Result<(Stdio, Input, Outputs)> {
 
 fn pipe() -> io::Result<(Arc<AsyncFd<OwnedFd>>, OwnedFd)> {
     let (ours, theirs) = pipe2(OFlag::O_CLOEXEC)?;
-    Ok((Arc::new(AsyncFd::new(nonblocking(ours)?)?), theirs))
+    Ok((Arc::new(pty::register(nonblocking(ours)?)?), theirs))
 }
 
 /// Ours only: the flag belongs to the open file, and each end of a pipe is one of its own.

@@ -1,5 +1,5 @@
-//! Terminals: a master for the guest, a slave for the process.
-#![expect(unsafe_code, reason = "ioctl on the master side")]
+//! Terminals: a master for the guest, a slave for the process; and how the runtime waits on them.
+#![expect(unsafe_code, reason = "ioctl on the master side, registration with the runtime")]
 
 use std::{
     fs::OpenOptions,
@@ -16,6 +16,7 @@ use nix::{
     sys::stat::{Mode, fchmod},
     unistd::{Gid, Uid, fchown},
 };
+use tokio::io::unix::AsyncFd;
 
 /// Size in characters. Larger numbers than the kernel knows are cut, as envd does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,6 +57,13 @@ pub(crate) fn resize(master: &OwnedFd, size: Size) -> io::Result<()> {
     let size = Winsize { ws_row: size.rows, ws_col: size.cols, ws_xpixel: 0, ws_ypixel: 0 };
     // SAFETY: the request reads one winsize through the pointer.
     check(unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCSWINSZ, &raw const size) }).map(drop)
+}
+
+/// Lets the runtime wait for a pipe's or terminal's readiness. The descriptor must not block.
+pub(crate) fn register(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an owned descriptor stays open, and the same, until it is dropped, and the runtime's
+    // handle owns it.
+    Ok(unsafe { AsyncFd::register(fd)? })
 }
 
 fn check(result: libc::c_int) -> io::Result<libc::c_int> {

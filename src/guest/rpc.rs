@@ -143,11 +143,11 @@ impl proto::Process for ProcessService {
         Response::ok(UpdateResponse::default())
     }
 
-    async fn stream_input<'a>(
-        &'a self,
+    async fn stream_input(
+        &self,
         _ctx: RequestContext,
         mut requests: InboundStream<StreamInputRequest>,
-    ) -> ServiceResult<impl Encodable<StreamInputResponse> + Send + use<'a>> {
+    ) -> ServiceResult<impl Encodable<StreamInputResponse> + Send + use<'_>> {
         use stream_input_request::Event;
         let mut process = None;
         while let Some(request) = requests.next().await {

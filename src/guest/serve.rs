@@ -116,8 +116,7 @@ pub(crate) fn rpc_error(headers: &HeaderMap, error: &ConnectError) -> Response {
     let kind =
         headers.get(header::CONTENT_TYPE).filter(|kind| kind.as_bytes().starts_with(b"application/connect+"));
     let Some(kind) = kind else {
-        return (StatusCode::UNAUTHORIZED, [(header::CONTENT_TYPE, "application/json")], error)
-            .into_response();
+        return (status, [(header::CONTENT_TYPE, "application/json")], error).into_response();
     };
     let body = [br#"{"error":"#.as_slice(), &error, b"}"].concat();
     let length = u32::try_from(body.len()).unwrap_or_default().to_be_bytes();

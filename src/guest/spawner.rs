@@ -97,8 +97,10 @@ pub(crate) enum SpawnError {
 /// Gives orders to the zygote.
 #[derive(Debug, Clone)]
 pub(crate) struct Spawner {
-    orders: mpsc::Sender<(Order, Stdio, oneshot::Sender<Result<Child, SpawnError>>)>,
+    orders: mpsc::Sender<Errand>,
 }
+
+type Errand = (Order, Stdio, oneshot::Sender<Result<Child, SpawnError>>);
 
 /// A zygote that is forked, with its socket.
 #[derive(Debug)]
@@ -127,7 +129,7 @@ impl Zygote {
 impl Spawner {
     /// Starts the task that owns the zygote. Needs a runtime.
     pub(crate) fn start(zygote: Zygote, groups: WorkGroups, reaper: Reaper) -> io::Result<Self> {
-        let (orders, mut queue) = mpsc::channel::<(Order, Stdio, oneshot::Sender<_>)>(QUEUE);
+        let (orders, mut queue) = mpsc::channel::<Errand>(QUEUE);
         let mut line = Line { zygote: Attached::new(zygote)?, groups, reaper };
         tokio::spawn(async move {
             while let Some((order, stdio, reply)) = queue.recv().await {

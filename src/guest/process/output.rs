@@ -75,11 +75,6 @@ impl Audience {
         receiver
     }
 
-    /// Whether the end was told.
-    pub(super) fn ended(&self) -> bool {
-        self.seats().end.is_some()
-    }
-
     /// Gives a message to everyone, as slowly as the slowest takes it.
     async fn tell(&self, message: Message) {
         let subscribers = {

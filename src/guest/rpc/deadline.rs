@@ -59,7 +59,7 @@ mod tests {
 
     #[test]
     fn timeouts_are_plain_milliseconds() {
-        assert_eq!(parse(b"60000"), Some(Duration::from_secs(60)));
+        assert_eq!(parse(b"60000"), Some(Duration::from_mins(1)));
         assert_eq!(parse(b"0"), Some(Duration::ZERO));
         for bad in ["", "-1", "+1", "1.5", "x", "12345678901"] {
             assert_eq!(parse(bad.as_bytes()), None, "{bad}");

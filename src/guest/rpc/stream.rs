@@ -135,7 +135,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_idle_stream_is_kept_alive_until_its_deadline() {
         let (_sender, messages) = mpsc::channel(1);
-        let deadline = Some(Instant::now() + Duration::from_secs(120));
+        let deadline = Some(Instant::now() + Duration::from_mins(2));
         let mut events = Box::pin(events(7, messages, deadline, Duration::from_secs(50)));
         let kind = |event: Option<Result<ProcessEvent, ConnectError>>| match event.unwrap() {
             Ok(ProcessEvent { event: Some(Event::Start(start)), .. }) => format!("start {}", start.pid),

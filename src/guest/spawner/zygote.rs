@@ -151,15 +151,13 @@ fn bear(prepared: &Prepared, stdio: &Stdio) -> Result<i32, (Step, i32)> {
         pid => {
             drop(told);
             let mut words = [0; 8];
-            match failure.read_exact(&mut words) {
+            if failure.read_exact(&mut words).is_err() {
                 // The pipe closed by exec.
-                Err(_) => Ok(i32::try_from(pid).unwrap_or_default()),
-                Ok(()) => {
-                    let step = i32::from_ne_bytes([words[0], words[1], words[2], words[3]]);
-                    let errno = i32::from_ne_bytes([words[4], words[5], words[6], words[7]]);
-                    Err((Step::from_code(step).unwrap_or(Step::Clone), errno))
-                }
+                return Ok(i32::try_from(pid).unwrap_or_default());
             }
+            let step = i32::from_ne_bytes([words[0], words[1], words[2], words[3]]);
+            let errno = i32::from_ne_bytes([words[4], words[5], words[6], words[7]]);
+            Err((Step::from_code(step).unwrap_or(Step::Clone), errno))
         }
     }
 }
