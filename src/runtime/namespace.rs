@@ -15,6 +15,7 @@ use std::{
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
+use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast::{self, error::RecvError};
 use tokio_util::sync::CancellationToken;
@@ -74,7 +75,6 @@ impl NamespaceEngine {
     #[expect(clippy::unused_async, reason = "only a runtime can register the socket")]
     pub async fn connect(socket: OwnedFd, run_dir: &Path) -> Result<(Arc<Self>, WardenClient), EngineError> {
         let host = |step, error: std::io::Error| EngineError::Host { step, reason: error.to_string() };
-        use rustix::fs::{Mode, OFlags};
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let run = rustix::fs::open(run_dir, flags, Mode::empty())
             .map_err(|error| host("open the directory of sockets", error.into()))?;

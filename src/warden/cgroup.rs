@@ -15,7 +15,7 @@ use std::{
     fmt, fs,
     io::{self, ErrorKind},
     os::fd::OwnedFd,
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 use self::{
@@ -323,7 +323,7 @@ impl dyn Hierarchy {
 
 fn make(directory: &Path) -> io::Result<()> {
     match fs::create_dir(directory) {
-        Err(error) if error.kind() != ErrorKind::AlreadyExists => Err(named(error, directory)),
+        Err(error) if error.kind() != ErrorKind::AlreadyExists => Err(named(&error, directory)),
         _ => Ok(()),
     }
 }
@@ -339,14 +339,14 @@ fn open_for_writing(path: &Path) -> io::Result<fs::File> {
         .create(cfg!(test))
         .truncate(cfg!(test))
         .open(path)
-        .map_err(|error| named(error, path))
+        .map_err(|error| named(&error, path))
 }
 
-fn put(path: PathBuf, value: impl fmt::Display) -> io::Result<()> {
+fn put(path: &Path, value: impl fmt::Display) -> io::Result<()> {
     use std::io::Write;
-    let mut file = open_for_writing(&path)?;
+    let mut file = open_for_writing(path)?;
     // One write: the kernel reads one value from each.
-    file.write_all(value.to_string().as_bytes()).map_err(|error| named(error, &path))
+    file.write_all(value.to_string().as_bytes()).map_err(|error| named(&error, path))
 }
 
 fn read_number(path: &Path) -> Option<u64> {
@@ -359,7 +359,7 @@ fn read_key(path: &Path, key: &str) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.trim().parse().ok())
 }
 
-fn named(error: io::Error, path: &Path) -> io::Error {
+fn named(error: &io::Error, path: &Path) -> io::Error {
     io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }
 

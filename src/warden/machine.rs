@@ -89,6 +89,8 @@ pub(super) struct Ending {
     pub(super) notify: bool,
     /// Whether the writable layer stays.
     pub(super) keep_disk: bool,
+    /// The machine never lived: a layer that waited for it goes on waiting.
+    pub(super) unborn: bool,
     /// Pid 1 has been seen to end, or never was.
     pub(super) exited: bool,
 }

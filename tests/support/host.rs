@@ -17,33 +17,33 @@ const SLOTS: u32 = 2048;
 
 /// Which server is meant.
 #[derive(Debug, Clone)]
-pub struct Scope {
-    pub data_dir: PathBuf,
-    pub instance: u32,
+pub(crate) struct Scope {
+    pub(crate) data_dir: PathBuf,
+    pub(crate) instance: u32,
 }
 
 /// What is there of it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Host {
+pub(crate) struct Host {
     /// Lines of the mount table that name the data directory.
-    pub mounts: BTreeSet<String>,
+    pub(crate) mounts: BTreeSet<String>,
     /// Control groups of the instance, in all hierarchies.
-    pub cgroups: BTreeSet<PathBuf>,
+    pub(crate) cgroups: BTreeSet<PathBuf>,
     /// Processes with ids of the instance, or in its groups.
-    pub processes: BTreeSet<String>,
+    pub(crate) processes: BTreeSet<String>,
     /// Network namespaces of those processes.
-    pub networks: BTreeSet<String>,
+    pub(crate) networks: BTreeSet<String>,
     /// Machines' directories, also those in the rubbish, and sockets.
-    pub entries: BTreeSet<PathBuf>,
+    pub(crate) entries: BTreeSet<PathBuf>,
     /// The instance's lock.
-    pub instance: bool,
+    pub(crate) instance: bool,
 }
 
 // === impl Scope ===
 
 impl Scope {
     /// What is there now.
-    pub fn look(&self) -> Host {
+    pub(crate) fn look(&self) -> Host {
         let mut host = Host { instance: self.lock().exists(), ..Host::default() };
         self.look_at_mounts(&mut host);
         for line in fs::read_to_string("/proc/self/mounts").unwrap_or_default().lines() {
@@ -67,7 +67,7 @@ impl Scope {
     ///
     /// # Panics
     /// When it does not become so in time, with both sides.
-    pub fn settles_as(&self, expected: &Host) {
+    pub(crate) fn settles_as(&self, expected: &Host) {
         let deadline = Instant::now() + Duration::from_secs(10);
         loop {
             let now = self.look();
@@ -116,7 +116,7 @@ impl Scope {
 }
 
 /// What a process has open: one line a descriptor, without its number.
-pub fn descriptors(pid: u32) -> Vec<String> {
+pub(crate) fn descriptors(pid: u32) -> Vec<String> {
     let mut open: Vec<String> = fs::read_dir(format!("/proc/{pid}/fd"))
         .into_iter()
         .flatten()
@@ -129,7 +129,7 @@ pub fn descriptors(pid: u32) -> Vec<String> {
 }
 
 /// The words of a line of `/proc/<pid>/status`.
-pub fn status(pid: u32, name: &str) -> Vec<String> {
+pub(crate) fn status(pid: u32, name: &str) -> Vec<String> {
     let text = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     field(&text, name).into_iter().map(str::to_owned).collect()
 }
@@ -138,7 +138,7 @@ pub fn status(pid: u32, name: &str) -> Vec<String> {
 ///
 /// # Panics
 /// When it is more.
-pub fn assert_unprivileged(pid: u32, uid: u32) {
+pub(crate) fn assert_unprivileged(pid: u32, uid: u32) {
     let expected = uid.to_string();
     for ids in ["Uid:", "Gid:"] {
         let found = status(pid, ids);

@@ -14,7 +14,7 @@ use firkin::{
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::server::{Data, Server, spec};
-use crate::support::host::{Host, Scope};
+use crate::support::host::{Host, Scope, descriptors};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_without_machines_leaves_nothing() {
@@ -95,6 +95,82 @@ async fn a_machine_speaks_and_goes_without_a_trace() {
     machine.exited().await;
     server.scope.settles_as(&before);
     server.client.shutdown(true).await.unwrap();
+    server.scope.settles_as(&Host::default());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn machines_cost_the_warden_no_descriptor_once_they_are_gone() {
+    let Some(data) = Data::new() else { return };
+    let server = data.serve().await;
+    let before = idle(&server).await;
+    let build = data.image();
+    let warden = server.pid();
+    // The first one also makes what is made once.
+    for count in [1, 5] {
+        let made =
+            futures_util::future::join_all((0..count).map(|_| server.engine.create(spec(build)))).await;
+        let open = descriptors(warden).len();
+        for machine in made {
+            machine.unwrap().stop(Duration::ZERO).await.unwrap();
+        }
+        server.scope.settles_as(&before);
+        let left = settled(|| descriptors(warden));
+        assert!(left.len() < open + 2 * 8, "{left:?}");
+        assert!(
+            left.iter().all(|target| !target.contains("cgroup.") && !target.contains("upper")),
+            "{left:?}"
+        );
+    }
+    server.client.shutdown(true).await.unwrap();
+}
+
+/// What a look gives when it has given the same for a while.
+fn settled<T: PartialEq>(look: impl Fn() -> T) -> T {
+    let mut last = look();
+    loop {
+        std::thread::sleep(Duration::from_millis(100));
+        let now = look();
+        if now == last {
+            return now;
+        }
+        last = now;
+    }
+}
+
+/// Prints the cost of machines on this host: `cargo test --test integration -- --ignored --nocapture cost`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a measurement"]
+async fn cost_of_a_hundred_machines() {
+    let Some(data) = Data::new() else { return };
+    let server = data.serve().await;
+    let before = idle(&server).await;
+    let build = data.image();
+    let mut single = Vec::new();
+    for _ in 0..100 {
+        let start = std::time::Instant::now();
+        let machine = server.engine.create(spec(build)).await.unwrap();
+        single.push(start.elapsed());
+        machine.stop(Duration::ZERO).await.unwrap();
+        // The pool is refilled off the request path.
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    single.sort();
+    eprintln!("create p50 {:?} p90 {:?} max {:?}", single[50], single[90], single[99]);
+    let start = std::time::Instant::now();
+    let made = futures_util::future::join_all((0..100).map(|_| server.engine.create(spec(build)))).await;
+    eprintln!("100 at once: {:?}", start.elapsed());
+    for machine in &made {
+        speaks(machine.as_ref().unwrap()).await;
+    }
+    let start = std::time::Instant::now();
+    for _ in 0..100 {
+        drop(made[0].as_ref().unwrap().link().open(8000).await.unwrap());
+    }
+    eprintln!("port connection: {:?}", start.elapsed() / 100);
+    let start = std::time::Instant::now();
+    server.client.shutdown(true).await.unwrap();
+    eprintln!("100 ended: {:?}", start.elapsed());
+    let _ = before;
     server.scope.settles_as(&Host::default());
 }
 

@@ -1,4 +1,5 @@
 //! The warden and the namespace engine for real: as root, on this host's kernel.
+#![expect(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr, reason = "helpers of tests")]
 
 mod server;
 

@@ -20,30 +20,30 @@ use firkin::{
     warden,
 };
 
-use crate::support::host::Scope;
+use crate::support::host::{Scope, status};
 
 /// Forking a process of many threads is only safe one at a time.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 /// A data directory that outlives its servers.
-pub struct Data {
-    pub dir: tempfile::TempDir,
+pub(crate) struct Data {
+    pub(crate) dir: tempfile::TempDir,
     _turn: MutexGuard<'static, ()>,
 }
 
 /// A running warden with its gateway's side.
-pub struct Server {
-    pub engine: Arc<NamespaceEngine>,
-    pub client: WardenClient,
-    pub scope: Scope,
-    pub gateway_uid: u32,
+pub(crate) struct Server {
+    pub(crate) engine: Arc<NamespaceEngine>,
+    pub(crate) client: WardenClient,
+    pub(crate) scope: Scope,
+    pub(crate) gateway_uid: u32,
 }
 
 // === impl Data ===
 
 impl Data {
     /// `None`: not root, and these tests cannot run.
-    pub fn new() -> Option<Self> {
+    pub(crate) fn new() -> Option<Self> {
         if !nix::unistd::geteuid().is_root() {
             eprintln!("skipped: needs root");
             return None;
@@ -56,19 +56,19 @@ impl Data {
         Some(Self { dir, _turn: turn })
     }
 
-    pub fn path(&self) -> PathBuf {
+    pub(crate) fn path(&self) -> PathBuf {
         self.dir.path().join("data")
     }
 
     /// Starts a warden on the directory. Must be called inside a runtime.
-    pub async fn serve(&self) -> Server {
+    pub(crate) async fn serve(&self) -> Server {
         let (socket, scope, gateway_uid, run_dir) = self.fork();
         let (engine, client) = NamespaceEngine::connect(socket, &run_dir).await.unwrap();
         Server { engine, client, scope, gateway_uid }
     }
 
     /// An image with nothing in it but mount points: the tests' guest needs no file.
-    pub fn image(&self) -> BuildId {
+    pub(crate) fn image(&self) -> BuildId {
         let build = BuildId::generate(&OsEntropy);
         let image = self.path().join("templates").join(build.to_string());
         for name in ["bin", "dev", "etc", "proc", "root", "run", "sys", "tmp", "usr"] {
@@ -80,11 +80,27 @@ impl Data {
         build
     }
 
-    pub fn fork(&self) -> (OwnedFd, Scope, u32, PathBuf) {
+    pub(crate) fn fork(&self) -> (OwnedFd, Scope, u32, PathBuf) {
         let prepared = warden::prepare(&self.path()).unwrap();
         let scope = Scope { data_dir: self.path(), instance: prepared.instance() };
         let socket = warden::fork(&prepared, &guest(), &[]).unwrap();
         (socket, scope, prepared.gateway_uid(), prepared.run_dir())
+    }
+}
+
+// === impl Server ===
+
+impl Server {
+    /// The warden's process id: the child of this process that bears its name.
+    pub(crate) fn pid(&self) -> u32 {
+        let own = std::process::id().to_string();
+        std::fs::read_dir("/proc")
+            .unwrap()
+            .flatten()
+            .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+            .filter(|pid| status(*pid, "PPid:") == [own.as_str()] && status(*pid, "State:")[0] != "Z")
+            .find(|pid| status(*pid, "Name:") == ["firkin-warden"])
+            .expect("the warden runs")
     }
 }
 
@@ -133,7 +149,7 @@ fn guest() -> Vec<u8> {
 }
 
 /// A machine of the build, small.
-pub fn spec(build: BuildId) -> MachineSpec {
+pub(crate) fn spec(build: BuildId) -> MachineSpec {
     MachineSpec {
         sandbox: SandboxId::generate(&OsEntropy),
         generation: 1,

@@ -61,7 +61,7 @@ impl NamespaceLink {
         }
     }
 
-    /// Servers bind to 127.0.0.1, to ::1, or to both.
+    /// Servers bind to `127.0.0.1`, to `::1`, or to both.
     async fn open_user(&self, port: u16) -> Result<LinkStream, LinkError> {
         for v6 in [false, true] {
             let socket = self.port_socket(v6).await?;
@@ -123,7 +123,7 @@ impl fmt::Debug for NamespaceLink {
     }
 }
 
-/// Nobody listens there; the host may also have no IPv6 at all.
+/// Nobody listens there; the host may also have no `IPv6` at all.
 fn is_closed(error: &std::io::Error) -> bool {
     use std::io::ErrorKind;
     matches!(

@@ -71,20 +71,20 @@ impl Hierarchy for V1 {
                 for (directory, bytes) in
                     [(group.to_owned(), limits.memory + GUEST_MEMORY), (group.join("work"), limits.memory)]
                 {
-                    put(directory.join("memory.limit_in_bytes"), bytes)?;
+                    put(&directory.join("memory.limit_in_bytes"), bytes)?;
                     // Swap accounting is a boot option of the host; without it there is no such file.
                     let with_swap = directory.join("memory.memsw.limit_in_bytes");
                     if with_swap.exists() {
-                        put(with_swap, bytes)?;
+                        put(&with_swap, bytes)?;
                     }
                 }
                 Ok(())
             }
             Controller::Pids => {
-                put(group.join("guest/pids.max"), GUEST_PIDS)?;
-                put(group.join("work/pids.max"), WORK_PIDS)
+                put(&group.join("guest/pids.max"), GUEST_PIDS)?;
+                put(&group.join("work/pids.max"), WORK_PIDS)
             }
-            Controller::Cpu => put(group.join("cpu.shares"), u64::from(limits.cpus.clamp(1, 256)) * 1024),
+            Controller::Cpu => put(&group.join("cpu.shares"), u64::from(limits.cpus.clamp(1, 256)) * 1024),
             Controller::Cpuacct | Controller::Freezer => Ok(()),
         }
     }
@@ -118,7 +118,7 @@ impl Hierarchy for V1 {
 
     fn freeze(&self, group: &Path, frozen: bool) -> Option<io::Result<()>> {
         let state = if frozen { "FROZEN" } else { "THAWED" };
-        (self.controller == Controller::Freezer).then(|| put(group.join("freezer.state"), state))
+        (self.controller == Controller::Freezer).then(|| put(&group.join("freezer.state"), state))
     }
 
     fn frozen(&self, group: &Path) -> Option<bool> {
@@ -135,7 +135,7 @@ impl Hierarchy for V1 {
         for pid in processes(group) {
             let _ = rustix::process::kill_process(pid, Signal::KILL);
         }
-        put(group.join("freezer.state"), "THAWED")
+        put(&group.join("freezer.state"), "THAWED")
     }
 
     fn populated(&self, directory: &Path) -> bool {

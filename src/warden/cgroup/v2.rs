@@ -40,8 +40,8 @@ impl Hierarchy for V2 {
             return Ok(());
         }
         let mount = self.root.parent().unwrap_or(&self.root);
-        put(mount.join("cgroup.subtree_control"), all_controllers())?;
-        put(self.root.join("cgroup.subtree_control"), all_controllers())
+        put(&mount.join("cgroup.subtree_control"), all_controllers())?;
+        put(&self.root.join("cgroup.subtree_control"), all_controllers())
     }
 
     fn split(&self) -> bool {
@@ -52,19 +52,19 @@ impl Hierarchy for V2 {
         if !self.controllers {
             return Ok(());
         }
-        put(group.join("cpu.weight"), u64::from(limits.cpus.clamp(1, 100)) * 100)?;
+        put(&group.join("cpu.weight"), u64::from(limits.cpus.clamp(1, 100)) * 100)?;
         for (directory, bytes) in
             [(group.to_owned(), limits.memory + GUEST_MEMORY), (group.join("work"), limits.memory)]
         {
-            put(directory.join("memory.max"), bytes)?;
+            put(&directory.join("memory.max"), bytes)?;
             // Only where the kernel was built with swap.
             let swap = directory.join("memory.swap.max");
             if swap.exists() {
-                put(swap, 0)?;
+                put(&swap, 0)?;
             }
         }
-        put(group.join("guest/pids.max"), GUEST_PIDS)?;
-        put(group.join("work/pids.max"), WORK_PIDS)
+        put(&group.join("guest/pids.max"), GUEST_PIDS)?;
+        put(&group.join("work/pids.max"), WORK_PIDS)
     }
 
     fn expose(&self, group: &Path, handles: &mut Handles) -> io::Result<()> {
@@ -92,7 +92,7 @@ impl Hierarchy for V2 {
     }
 
     fn freeze(&self, group: &Path, frozen: bool) -> Option<io::Result<()>> {
-        Some(put(group.join("cgroup.freeze"), u8::from(frozen)))
+        Some(put(&group.join("cgroup.freeze"), u8::from(frozen)))
     }
 
     fn frozen(&self, group: &Path) -> Option<bool> {
@@ -100,7 +100,7 @@ impl Hierarchy for V2 {
     }
 
     fn kill(&self, group: &Path) -> io::Result<()> {
-        put(group.join("cgroup.kill"), 1)
+        put(&group.join("cgroup.kill"), 1)
     }
 
     fn populated(&self, directory: &Path) -> bool {
@@ -115,7 +115,7 @@ impl Hierarchy for V2 {
 /// Hands the controllers of the instance's tree on to a group's inner groups.
 pub(super) fn enable(root: &Path, group: &Path) -> io::Result<()> {
     if root.join("cgroup.subtree_control").exists() {
-        put(group.join("cgroup.subtree_control"), all_controllers())?;
+        put(&group.join("cgroup.subtree_control"), all_controllers())?;
     }
     Ok(())
 }

@@ -135,7 +135,7 @@ impl Warden<'_> {
             .filter(|(_, machine)| matches!(machine.phase, Phase::Live { settling: Some(_) }))
             .map(|(sandbox, _)| *sandbox)
             .collect();
-        waiting.into_iter().fold(false, |progress, sandbox| self.settled(sandbox) || progress)
+        waiting.into_iter().filter(|sandbox| self.settled(*sandbox)).count() > 0
     }
 
     fn stats(&mut self, seq: u64, sandbox: SandboxId) {

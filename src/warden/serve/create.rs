@@ -89,13 +89,11 @@ impl Warden<'_> {
     /// Takes what a machine needs and starts its launch. On failure nothing is left.
     fn begin(&mut self, seq: u64, spec: &CreateMachine) -> Result<(), Refusal> {
         let layers = image::resolve(self.prepared.templates.as_fd(), spec.build)?;
-        let slot = match self.slots.take() {
-            Some(slot) => slot.map_err(|error| Refusal::host("make a slot", &error))?,
-            None => {
-                let reason = "every slot of this server has a sandbox".to_owned();
-                return Err(Refusal { cause: Cause::Capacity, reason });
-            }
+        let Some(slot) = self.slots.take() else {
+            let reason = "every slot of this server has a sandbox".to_owned();
+            return Err(Refusal { cause: Cause::Capacity, reason });
         };
+        let slot = slot.map_err(|error| Refusal::host("make a slot", &error))?;
         let record = Record {
             sandbox: spec.sandbox,
             generation: spec.generation,
@@ -106,7 +104,7 @@ impl Warden<'_> {
             boot_id: self.boot_id.clone(),
         };
         let begun = self
-            .assemble(&record, spec, layers, &slot)
+            .assemble(&record, spec, &layers, &slot)
             .and_then(|launching| self.watch_launch(spec.sandbox, launching));
         match begun {
             Ok((launching, token)) => {
@@ -123,7 +121,7 @@ impl Warden<'_> {
 
     /// Undoes a create that never got a process. Cgroups that are busy all the same end later.
     fn give_up(&mut self, record: Record) {
-        let ending = Ending { exited: true, ..Ending::default() };
+        let ending = Ending { exited: true, unborn: true, ..Ending::default() };
         let sandbox = record.sandbox;
         self.machines.insert(sandbox, Machine::new(record, Phase::Ending(ending)));
         self.finish_ending(sandbox);
@@ -133,7 +131,7 @@ impl Warden<'_> {
         &self,
         record: &Record,
         spec: &CreateMachine,
-        layers: ImageLayers,
+        layers: &ImageLayers,
         slot: &Slot,
     ) -> Result<Launching, Refusal> {
         let name = record.name();
@@ -145,7 +143,7 @@ impl Warden<'_> {
             .map_err(|error| Refusal::host("make the machine's cgroups", &error))?;
         let listener =
             self.listen(&record.socket()).map_err(|error| Refusal::host("make the link's socket", &error))?;
-        self.launch(spec, slot, &layers, &Parts { room, handles, listener })
+        self.launch(spec, slot, layers, &Parts { room, handles, listener })
     }
 
     fn launch(
@@ -246,7 +244,8 @@ impl Warden<'_> {
                     machine.process = Some(process);
                 }
                 let create = Some((create, reason, Cause::Host));
-                self.end(sandbox, Ending { stops, create, exited, ..Ending::default() });
+                let unborn = stops.is_empty();
+                self.end(sandbox, Ending { stops, create, exited, unborn, ..Ending::default() });
             }
         }
     }

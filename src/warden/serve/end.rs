@@ -69,18 +69,11 @@ impl Warden<'_> {
     pub(super) fn end(&mut self, sandbox: SandboxId, ending: Ending) {
         let Some(machine) = self.machines.get_mut(&sandbox) else { return };
         if let Phase::Live { settling: Some((seq, _)) } = machine.phase {
-            self.wire.send(
-                &crate::wire::warden::FromWarden::Answer {
-                    seq,
-                    reply: Reply::Refused {
-                        reason: "the machine was ended".to_owned(),
-                        cause: Cause::NoMachine,
-                    },
-                },
-                None,
-            );
+            self.refuse(seq, "the machine was ended".to_owned(), Cause::NoMachine);
         }
-        machine.phase = Phase::Ending(ending);
+        if let Some(machine) = self.machines.get_mut(&sandbox) {
+            machine.phase = Phase::Ending(ending);
+        }
         self.kill(sandbox);
         self.finish_ending(sandbox);
     }
@@ -112,7 +105,9 @@ impl Warden<'_> {
         let Phase::Ending(ending) = machine.phase else { return false };
         let record = machine.record;
         let _ = rustix::fs::unlinkat(self.prepared.run.as_fd(), record.socket(), AtFlags::empty());
-        self.clear_room(record.name(), record.generation, ending.keep_disk);
+        if !(ending.unborn && self.is_kept(record.name())) {
+            self.clear_room(record.name(), record.generation, ending.keep_disk);
+        }
         self.slots.give_back(record.slot);
         if ending.notify {
             self.tell(Event::MachineExited { sandbox, generation: record.generation });
@@ -137,6 +132,10 @@ impl Warden<'_> {
         if let Err(error) = cleared {
             tracing::warn!(sandbox.id = name, %error, "its directory stays until the next start");
         }
+    }
+
+    fn is_kept(&self, name: &str) -> bool {
+        room::open(self.prepared.machines.as_fd(), name).is_ok_and(|room| record::is_kept(room.as_fd()))
     }
 
     /// Removes the layer of a sandbox that has no machine, if one was kept.
