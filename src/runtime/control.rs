@@ -299,3 +299,6 @@ impl Session {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,3 +3,4 @@
 pub(crate) mod contract;
 mod fake;
 mod link;
+mod restart;
