@@ -375,4 +375,36 @@ mod tests {
         assert_eq!(timeout(LONG, again.read_u8()).await.unwrap().unwrap(), 9);
         keeper.abort();
     }
+
+    #[tokio::test]
+    async fn a_peer_that_speaks_no_mux_loses_the_connection() {
+        let (near, mut far) = duplex(64 * 1024);
+        let near = Mux::new(near, Side::Dialler);
+        let mut stream = near.open().await.unwrap();
+        stream.write_all(b"x").await.unwrap();
+        far.write_all(&[0xff; 4096]).await.unwrap();
+        timeout(LONG, stream.read_u8()).await.unwrap().unwrap_err();
+        let gone = async {
+            while near.open().await.is_ok() {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(LONG, gone).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_full_backlog_resets_the_stream_and_no_other() {
+        let (near, far) = pair();
+        let mut streams = Vec::new();
+        for _ in 0..BACKLOG + 8 {
+            let mut stream = near.open().await.unwrap();
+            stream.write_u8(1).await.unwrap();
+            streams.push(stream);
+        }
+        let last = streams.last_mut().unwrap();
+        timeout(LONG, last.read_u8()).await.unwrap().unwrap_err();
+        let mut first = timeout(LONG, far.accept()).await.unwrap().unwrap();
+        first.write_u8(2).await.unwrap();
+        assert_eq!(timeout(LONG, streams[0].read_u8()).await.unwrap().unwrap(), 2);
+    }
 }

@@ -45,26 +45,27 @@ fn gateway(engine: &FakeEngine, store: Arc<dyn Store>) -> Registry {
     )
 }
 
-/// A gateway that is killed after so long, while it makes and ends sandboxes. Sends the ids of
+/// A gateway that is killed after so many answers, while it makes and ends sandboxes. Sends the ids of
 /// those that were answered (true) and those whose kill was begun (false).
 fn killed_after(
-    life: Duration,
+    answers: usize,
     engine: FakeEngine,
     path: std::path::PathBuf,
     team: TeamId,
     told: mpsc::UnboundedSender<(SandboxId, bool)>,
 ) {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    let _entered = runtime.enter();
+    let (tick, ticks) = std::sync::mpsc::channel();
     runtime.spawn(async move {
         let store = Arc::new(SqliteStore::open(&path).unwrap());
         let registry = gateway(&engine, store);
         registry.recover().await.unwrap();
         for number in 0..200 {
-            let (registry, told) = (registry.clone(), told.clone());
+            let (registry, told, tick) = (registry.clone(), told.clone(), tick.clone());
             tokio::spawn(async move {
                 let id = registry.create(spec(team)).await.unwrap().record.id;
                 told.send((id, true)).unwrap();
+                tick.send(()).unwrap();
                 if number % 3 == 0 {
                     told.send((id, false)).unwrap();
                     registry.kill(team, id).await.unwrap();
@@ -73,8 +74,9 @@ fn killed_after(
         }
         std::future::pending::<()>().await;
     });
-    std::thread::sleep(life);
-    drop(_entered);
+    for _ in 0..answers {
+        ticks.recv_timeout(LONG).unwrap();
+    }
     runtime.shutdown_timeout(Duration::from_secs(5));
 }
 
@@ -86,10 +88,9 @@ async fn nothing_is_lost_or_left_when_a_gateway_dies_at_any_moment() {
     engine.faults(|faults| faults.create_delay = Duration::from_millis(2));
     let team = TeamId::generate(&OsEntropy);
     let (told, mut hears) = mpsc::unbounded_channel();
-    for life_ms in [15, 40, 90] {
+    for answers in [1, 30, 100] {
         let (engine, path, told) = (engine.clone(), path.clone(), told.clone());
-        let life = Duration::from_millis(life_ms);
-        let dying = tokio::task::spawn_blocking(move || killed_after(life, engine, path, team, told));
+        let dying = tokio::task::spawn_blocking(move || killed_after(answers, engine, path, team, told));
         timeout(LONG, dying).await.unwrap().unwrap();
     }
     drop(told);
