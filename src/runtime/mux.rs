@@ -8,7 +8,8 @@
 //! (256 KiB and more, within [`CONNECTION_WINDOW`] for all), so that a reader who stops stalls
 //! only himself, and its own half-close. Bounds: [`MAX_STREAMS`] open streams, [`BACKLOG`]
 //! streams that wait to be accepted; what is more is refused, and never ends the connection.
-//! When the connection is cut, reads end with an error: a truncated body must not look whole.
+//! When the connection is cut or the peer drops a stream it has not ended, reads end with an
+//! error: a truncated body must not look whole.
 
 use std::{
     fmt,
@@ -56,6 +57,8 @@ pub struct Mux {
 pub struct MuxStream {
     stream: Compat<yamux::Stream>,
     broken: Arc<AtomicBool>,
+    /// This side has ended its direction: a reset can then no longer be told from an end.
+    shut: bool,
     _permit: Option<OwnedSemaphorePermit>,
 }
 
@@ -103,7 +106,12 @@ impl Mux {
         let (reply, opened) = oneshot::channel();
         self.opens.send(reply).await.map_err(|_| gone())?;
         let stream = opened.await.map_err(|_| gone())?;
-        Ok(MuxStream { stream: stream.compat(), broken: Arc::clone(&self.broken), _permit: Some(permit) })
+        Ok(MuxStream {
+            stream: stream.compat(),
+            broken: Arc::clone(&self.broken),
+            shut: false,
+            _permit: Some(permit),
+        })
     }
 
     /// The next stream that the peer opened; none when the connection has ended.
@@ -163,8 +171,12 @@ async fn drive<T: AsyncRead + AsyncWrite + Send + Unpin>(
             }
             match ready!(connection.poll_next_inbound(context)) {
                 Some(Ok(stream)) => {
-                    let stream =
-                        MuxStream { stream: stream.compat(), broken: Arc::clone(&broken), _permit: None };
+                    let stream = MuxStream {
+                        stream: stream.compat(),
+                        broken: Arc::clone(&broken),
+                        shut: false,
+                        _permit: None,
+                    };
                     // A full backlog drops the stream: the peer sees a reset, the others go on.
                     let _ = accepting.try_send(stream);
                 }
@@ -187,8 +199,14 @@ impl AsyncRead for MuxStream {
         let this = self.get_mut();
         let (before, room) = (buffer.filled().len(), buffer.remaining());
         ready!(Pin::new(&mut this.stream).poll_read(context, buffer))?;
-        if room > 0 && buffer.filled().len() == before && this.broken.load(Ordering::Acquire) {
-            return Poll::Ready(Err(gone()));
+        if room > 0 && buffer.filled().len() == before {
+            if this.broken.load(Ordering::Acquire) {
+                return Poll::Ready(Err(gone()));
+            }
+            // The peer's end alone closes half of the stream: both halves closed is a reset.
+            if !this.shut && this.stream.get_ref().is_closed() {
+                return Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionReset, "reset by the peer")));
+            }
         }
         Poll::Ready(Ok(()))
     }
@@ -208,6 +226,7 @@ impl AsyncWrite for MuxStream {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.shut = true;
         Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }
@@ -402,7 +421,8 @@ mod tests {
             streams.push(stream);
         }
         let last = streams.last_mut().unwrap();
-        timeout(LONG, last.read_u8()).await.unwrap().unwrap_err();
+        let reset = timeout(LONG, last.read_u8()).await.unwrap().unwrap_err();
+        assert_eq!(reset.kind(), io::ErrorKind::ConnectionReset);
         let mut first = timeout(LONG, far.accept()).await.unwrap().unwrap();
         first.write_u8(2).await.unwrap();
         assert_eq!(timeout(LONG, streams[0].read_u8()).await.unwrap().unwrap(), 2);

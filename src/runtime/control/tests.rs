@@ -6,7 +6,6 @@ use std::{
 };
 
 use async_trait::async_trait;
-use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt as _, DuplexStream, duplex};
 
 use super::*;
