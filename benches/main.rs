@@ -1,0 +1,36 @@
+//! The promises of speed: one program, a file for each promise, run by `make bench` or
+//! `cargo bench --bench promises -- p1 p3`.
+//!
+//! Every metric is paired with a reference that runs in turn with it (A B A B) in the same run:
+//! the ratio is what is compared from version to version, the target is for a quiet machine with
+//! two cores. One JSON object a metric goes to standard output, a table for people follows.
+
+mod p13_start;
+mod p1_create;
+mod p2_first_command;
+mod p3_exec;
+mod support;
+
+use anyhow::bail;
+use support::report::Report;
+
+fn main() -> anyhow::Result<()> {
+    // Cargo adds `--bench`; everything else names promises.
+    let mut wanted: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with("--")).collect();
+    if wanted.is_empty() {
+        wanted = ["p1", "p2", "p3", "p13"].map(str::to_owned).to_vec();
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let mut report = Report::default();
+    for promise in wanted {
+        match promise.as_str() {
+            "p1" => runtime.block_on(p1_create::run(&mut report))?,
+            "p2" => runtime.block_on(p2_first_command::run(&mut report))?,
+            "p3" => runtime.block_on(p3_exec::run(&mut report))?,
+            "p13" => p13_start::run(&mut report)?,
+            other => bail!("there is no promise {other}: p1, p2, p3 and p13 are measured here"),
+        }
+    }
+    report.table();
+    Ok(())
+}

@@ -1,0 +1,174 @@
+//! A plain client: one kept-alive connection, JSON in and out, Connect streams frame by frame.
+
+use anyhow::{Context as _, bail, ensure};
+use bytes::{Buf as _, Bytes, BytesMut};
+use http::{Request, Response, StatusCode};
+use http_body_util::{BodyExt as _, Full};
+use hyper::{body::Incoming, client::conn::http1};
+use hyper_util::rt::TokioIo;
+use serde_json::{Value, json};
+use tokio::net::TcpStream;
+
+use super::server::Server;
+
+/// The flag of a stream's last frame.
+const END_OF_STREAM: u8 = 2;
+
+/// A connection to the server.
+#[derive(Debug)]
+pub(crate) struct Client {
+    sender: http1::SendRequest<Full<Bytes>>,
+    address: String,
+    key: String,
+}
+
+/// A sandbox, as far as requests to it need it.
+#[derive(Debug, Clone)]
+pub(crate) struct Sandbox {
+    pub(crate) id: String,
+    token: Option<String>,
+}
+
+/// The frames of a Connect stream.
+#[derive(Debug)]
+pub(crate) struct Frames {
+    body: Incoming,
+    buffer: BytesMut,
+}
+
+// === impl Client ===
+
+impl Client {
+    pub(crate) async fn connect(server: &Server) -> anyhow::Result<Self> {
+        let socket = TcpStream::connect(&server.address).await?;
+        socket.set_nodelay(true)?;
+        let (sender, connection) = http1::handshake(TokioIo::new(socket)).await?;
+        tokio::spawn(connection);
+        Ok(Self { sender, address: server.address.clone(), key: server.key.clone() })
+    }
+
+    async fn send(
+        &mut self,
+        request: http::request::Builder,
+        body: Bytes,
+    ) -> anyhow::Result<Response<Incoming>> {
+        self.sender.ready().await?;
+        let request = request.header("host", &self.address).body(Full::new(body))?;
+        Ok(self.sender.send_request(request).await?)
+    }
+
+    /// Makes a sandbox of `base`; its answer's status must be 201.
+    pub(crate) async fn create(&mut self) -> anyhow::Result<(Sandbox, Value)> {
+        let request = Request::post("/sandboxes")
+            .header("x-api-key", &self.key)
+            .header("content-type", "application/json");
+        let body = json!({ "templateID": "base", "timeout": 120 }).to_string();
+        let answer = self.send(request, body.into()).await?;
+        let status = answer.status();
+        let body = answer.into_body().collect().await?.to_bytes();
+        ensure!(status == StatusCode::CREATED, "create: {status} {}", String::from_utf8_lossy(&body));
+        let body: Value = serde_json::from_slice(&body)?;
+        let id = body["sandboxID"].as_str().context("a create answer has a sandboxID")?.to_owned();
+        let token = body["envdAccessToken"].as_str().map(str::to_owned);
+        Ok((Sandbox { id, token }, body))
+    }
+
+    /// Ends a sandbox.
+    pub(crate) async fn kill(&mut self, sandbox: &Sandbox) -> anyhow::Result<()> {
+        let request = Request::delete(format!("/sandboxes/{}", sandbox.id)).header("x-api-key", &self.key);
+        let answer = self.send(request, Bytes::new()).await?;
+        let status = answer.status();
+        answer.into_body().collect().await?;
+        ensure!(status == StatusCode::NO_CONTENT, "kill: {status}");
+        Ok(())
+    }
+
+    fn rpc(sandbox: &Sandbox, method: &str, kind: &str) -> http::request::Builder {
+        let request = Request::post(format!("/process.Process/{method}"))
+            .header("content-type", kind)
+            .header("connect-protocol-version", "1")
+            .header("e2b-sandbox-id", &sandbox.id)
+            .header("e2b-sandbox-port", "49983");
+        match &sandbox.token {
+            Some(token) => request.header("x-access-token", token),
+            None => request,
+        }
+    }
+
+    /// Starts a process; its events are the frames.
+    pub(crate) async fn start(&mut self, sandbox: &Sandbox, process: &Value) -> anyhow::Result<Frames> {
+        let message = process.to_string();
+        let mut body = vec![0];
+        body.extend_from_slice(&u32::try_from(message.len())?.to_be_bytes());
+        body.extend_from_slice(message.as_bytes());
+        let request = Self::rpc(sandbox, "Start", "application/connect+json");
+        let answer = self.send(request, body.into()).await?;
+        ensure!(answer.status() == StatusCode::OK, "start: {}", answer.status());
+        Ok(Frames { body: answer.into_body(), buffer: BytesMut::new() })
+    }
+
+    /// Runs a command to its end, which must be exit code 0.
+    pub(crate) async fn run(&mut self, sandbox: &Sandbox, process: &Value) -> anyhow::Result<()> {
+        let mut frames = self.start(sandbox, process).await?;
+        let mut ended = false;
+        while let Some(event) = frames.next().await? {
+            let end = &event["event"]["end"];
+            ended |= end["exited"] == true && end["exitCode"].is_null();
+        }
+        ensure!(ended, "the command did not end with 0");
+        Ok(())
+    }
+
+    /// A unary call of the process service.
+    pub(crate) async fn call(
+        &mut self,
+        sandbox: &Sandbox,
+        method: &str,
+        message: &Value,
+    ) -> anyhow::Result<()> {
+        let request = Self::rpc(sandbox, method, "application/json");
+        let answer = self.send(request, message.to_string().into()).await?;
+        let status = answer.status();
+        let body = answer.into_body().collect().await?.to_bytes();
+        ensure!(status == StatusCode::OK, "{method}: {status} {}", String::from_utf8_lossy(&body));
+        Ok(())
+    }
+}
+
+// === impl Frames ===
+
+impl Frames {
+    /// The next message; none after the stream's end, which must be without error.
+    pub(crate) async fn next(&mut self) -> anyhow::Result<Option<Value>> {
+        loop {
+            if let Some((flags, message)) = self.take()? {
+                if flags & END_OF_STREAM == 0 {
+                    return Ok(Some(message));
+                }
+                ensure!(message.get("error").is_none(), "the stream failed: {message}");
+                // Read to the end, so that the connection can serve the next request.
+                while self.body.frame().await.is_some() {}
+                return Ok(None);
+            }
+            match self.body.frame().await {
+                Some(frame) => {
+                    if let Ok(data) = frame?.into_data() {
+                        self.buffer.extend_from_slice(&data);
+                    }
+                }
+                None => bail!("the stream broke off"),
+            }
+        }
+    }
+
+    fn take(&mut self) -> anyhow::Result<Option<(u8, Value)>> {
+        let &[flags, a, b, c, d, ..] = &self.buffer[..] else { return Ok(None) };
+        let length = usize::try_from(u32::from_be_bytes([a, b, c, d]))?;
+        if self.buffer.len() < 5 + length {
+            return Ok(None);
+        }
+        self.buffer.advance(5);
+        let message = self.buffer.split_to(length);
+        Ok(Some((flags, serde_json::from_slice(&message)?)))
+    }
+}

@@ -1,0 +1,10 @@
+//! What the promises share: a real server, a plain client of it, and the way figures are told.
+
+pub(crate) mod client;
+pub(crate) mod report;
+pub(crate) mod server;
+
+/// How many pairs to take: `FIRKIN_BENCH_SAMPLES`, or what the promise needs for its percentiles.
+pub(crate) fn samples(default: usize) -> usize {
+    std::env::var("FIRKIN_BENCH_SAMPLES").ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+}

@@ -1,0 +1,140 @@
+//! A real `firkin serve` on a free port, with a data directory of its own, gone at the end.
+
+use std::{
+    env, fs,
+    io::{BufRead as _, BufReader},
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    process::{Child, ChildStdout, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, bail};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use tempfile::TempDir;
+
+/// A stop ends every sandbox first.
+const STOP_PATIENCE: Duration = Duration::from_secs(30);
+
+/// The running server.
+#[derive(Debug)]
+pub(crate) struct Server {
+    pub(crate) address: String,
+    pub(crate) key: String,
+    _process: Running,
+    // Its other end: a server whose output has nowhere to go might mind.
+    _output: BufReader<ChildStdout>,
+    home: Home,
+}
+
+/// A data directory that outlives single servers.
+#[derive(Debug)]
+pub(crate) struct Home(TempDir);
+
+/// A process that is asked to end, and made to, when its owner goes.
+#[derive(Debug)]
+pub(crate) struct Running(pub(crate) Child);
+
+// === impl Home ===
+
+impl Home {
+    pub(crate) fn new() -> anyhow::Result<Self> {
+        let home = tempfile::Builder::new().prefix("firkin-bench-").tempdir_in("/var/tmp")?;
+        // The gateway is an ordinary user and must pass through.
+        fs::set_permissions(home.path(), fs::Permissions::from_mode(0o755))?;
+        Ok(Self(home))
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    /// Starts a server here; what it prints goes to this pipe.
+    pub(crate) fn spawn(&self, listen: &str, output: Stdio) -> anyhow::Result<Running> {
+        let log = fs::File::options().create(true).append(true).open(self.path().join("log"))?;
+        let child = Command::new(binary()?)
+            .args(["serve", "--stop-sandboxes", "--listen", listen, "--data-dir"])
+            .arg(self.path().join("data"))
+            .stdin(Stdio::null())
+            .stdout(output)
+            .stderr(log)
+            .spawn()?;
+        Ok(Running(child))
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.path().join("log")).unwrap_or_default()
+    }
+}
+
+// === impl Server ===
+
+impl Server {
+    /// Starts a server and waits until it is ready.
+    pub(crate) fn start() -> anyhow::Result<Self> {
+        let home = Home::new()?;
+        let mut process = home.spawn("127.0.0.1:0", Stdio::piped())?;
+        let output = process.0.stdout.take().context("its output is a pipe")?;
+        let (mut key, mut address) = (None, None);
+        let mut output = BufReader::new(output);
+        let mut line = String::new();
+        while output.read_line(&mut line)? > 0 {
+            if let Some(value) = line.trim().strip_prefix("export E2B_API_KEY=") {
+                key = Some(value.to_owned());
+            }
+            if let Some(rest) = line.strip_prefix("firkin ready at http://") {
+                address = rest.split(' ').next().map(str::to_owned);
+                break;
+            }
+            line.clear();
+        }
+        match (address, key) {
+            (Some(address), Some(key)) => Ok(Self { address, key, _process: process, _output: output, home }),
+            _ => bail!("the server did not become ready:\n{}", home.log()),
+        }
+    }
+
+    /// Its log, for when something failed.
+    pub(crate) fn log(&self) -> String {
+        self.home.log()
+    }
+}
+
+// === impl Running ===
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // A pid that was waited for may be somebody else's by now.
+        if !matches!(self.0.try_wait(), Ok(None)) {
+            return;
+        }
+        if let Ok(pid) = i32::try_from(self.0.id()).map(Pid::from_raw) {
+            let _ = kill(pid, Signal::SIGTERM);
+        }
+        let begin = Instant::now();
+        while begin.elapsed() < STOP_PATIENCE {
+            if !matches!(self.0.try_wait(), Ok(None)) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The release binary: `FIRKIN_BIN`, or where `make build` and cargo put it.
+pub(crate) fn binary() -> anyhow::Result<PathBuf> {
+    if let Some(path) = env::var_os("FIRKIN_BIN") {
+        return Ok(path.into());
+    }
+    let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("target");
+    let places = [
+        target.join(format!("{}-unknown-linux-gnu/release/firkin", env::consts::ARCH)),
+        target.join("release/firkin"),
+    ];
+    places.into_iter().find(|path| path.is_file()).context("no release binary: run `make build` first")
+}
