@@ -30,9 +30,10 @@ use crate::{
     wire::warden::{ImageInfo, ImageKind},
 };
 
+pub(super) mod accounts;
 mod draft;
 mod remove;
-mod tree;
+pub(super) mod tree;
 
 pub(super) use draft::Draft;
 pub(super) use tree::Tree;
