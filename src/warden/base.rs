@@ -25,7 +25,10 @@ use rustix::{
 };
 use sha2::{Digest as _, Sha256};
 
-use super::image::{self, Doing as _, Draft, ImageError, Tree, tree::Access};
+use super::{
+    image::{self, Doing as _, Draft, ImageError, Tree, tree::Access},
+    probe,
+};
 use crate::{
     id::BuildId,
     wire::warden::{ImageInfo, ImageKind},
@@ -35,7 +38,6 @@ mod alternatives;
 mod dpkg;
 pub(super) mod etc;
 mod host;
-mod idmap;
 mod packages;
 mod view;
 
@@ -142,8 +144,9 @@ fn make(
             Ok((ImageKind::HostPackages, notice))
         }
         Err(Errno::XDEV | Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS | Errno::ACCESS) => {
-            idmap::probe("/usr")
-                .map_err(|error| ImageError::Host(format!("/usr cannot be mounted with mapped ids ({error})")))?;
+            probe::idmapped_usr().map_err(|error| {
+                ImageError::Host(format!("/usr cannot be mounted with mapped ids ({error})"))
+            })?;
             live_view(host, draft, &mut tree, &owned, sudo)?;
             Ok((ImageKind::HostView, Some(host::NOTICE.to_owned())))
         }
@@ -226,9 +229,12 @@ fn missing(tree: &Tree) -> Option<String> {
 fn check_merged(host: BorrowedFd<'_>) -> Result<(), ImageError> {
     for name in ["bin", "sbin", "lib"] {
         let target = rustix::fs::readlinkat(host, name, Vec::new());
-        let merged = target.is_ok_and(|target| target.to_string_lossy().trim_start_matches('/') == format!("usr/{name}"));
+        let merged = target
+            .is_ok_and(|target| target.to_string_lossy().trim_start_matches('/') == format!("usr/{name}"));
         if !merged {
-            return Err(ImageError::Host(format!("its /usr is not merged (/{name} is no link to usr/{name})")));
+            return Err(ImageError::Host(format!(
+                "its /usr is not merged (/{name} is no link to usr/{name})"
+            )));
         }
     }
     Ok(())

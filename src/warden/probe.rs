@@ -134,6 +134,13 @@ impl Drop for Scratch {
     }
 }
 
+/// Whether the host's /usr can be shown with mapped ids.
+pub(crate) fn idmapped_usr() -> io::Result<()> {
+    let slot = Slot::make(0, Instance(INSTANCES).base_uid(0)).map_err(io::Error::other)?;
+    let usr = rustix::fs::open("/usr", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    idmapped(usr.as_fd(), slot.userns.as_fd())
+}
+
 fn idmapped(directory: BorrowedFd<'_>, userns: BorrowedFd<'_>) -> io::Result<()> {
     let flags =
         OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;

@@ -61,7 +61,9 @@ pub(super) fn copy_file(host: BorrowedFd<'_>, tree: &mut Tree, path: &[u8]) -> s
     let (folder, name) = crate::warden::image::tree::split(path);
     let Ok(from) = open(host, folder) else { return Ok(false) };
     let stat = match fs::statat(&from, name, AtFlags::SYMLINK_NOFOLLOW) {
-        Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile && everybodys(&stat) => stat,
+        Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile && everybodys(&stat) => {
+            stat
+        }
         _ => return Ok(false),
     };
     let file = fs::openat(&from, name, flags, Mode::empty())?.into();

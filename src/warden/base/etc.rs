@@ -116,11 +116,16 @@ const DIRS: [(&str, u32); 37] = [
 ];
 
 /// The empty /usr/local.
-pub(super) const LOCAL: [&str; 9] = ["bin", "etc", "games", "include", "lib", "libexec", "sbin", "share", "src"];
+pub(super) const LOCAL: [&str; 9] =
+    ["bin", "etc", "games", "include", "lib", "libexec", "sbin", "share", "src"];
 
 /// Files of the host that no package ships as they are, or whose package varies.
-const GENERATED: [&str; 4] =
-    ["etc/debian_version", "etc/lsb-release", "etc/ssl/certs/ca-certificates.crt", "etc/ssl/certs/java/cacerts"];
+const GENERATED: [&str; 4] = [
+    "etc/debian_version",
+    "etc/lsb-release",
+    "etc/ssl/certs/ca-certificates.crt",
+    "etc/ssl/certs/java/cacerts",
+];
 
 /// Files that packages ship below /etc and tools miss: a name, or a folder's beginning.
 const SHIPPED: [&str; 27] = [
@@ -268,7 +273,8 @@ fn sources(release: &str) -> Option<String> {
     match id {
         "debian" => {
             let keyring = "/usr/share/keyrings/debian-archive-keyring.gpg";
-            let main = entry("http://deb.debian.org/debian", &format!("{suite} {suite}-updates"), "main", keyring);
+            let main =
+                entry("http://deb.debian.org/debian", &format!("{suite} {suite}-updates"), "main", keyring);
             let security =
                 entry("http://deb.debian.org/debian-security", &format!("{suite}-security"), "main", keyring);
             Some(format!("{main}\n{security}"))

@@ -138,12 +138,14 @@ mod tests {
         let host = tempfile::tempdir().unwrap();
         let admin = host.path().join(ADMIN);
         std::fs::create_dir_all(admin.join("info")).unwrap();
-        std::fs::write(admin.join("info/perf:amd64.list"), "/usr\n/usr/bin\n/usr/bin/perf\n/etc/perf.conf\n").unwrap();
+        std::fs::write(admin.join("info/perf:amd64.list"), "/usr\n/usr/bin\n/usr/bin/perf\n/etc/perf.conf\n")
+            .unwrap();
         std::fs::write(admin.join("info/other.list"), "/bin/perf\n/usr/local/bin/no\n").unwrap();
         std::fs::write(admin.join("diversions"), "/bin/perf\n/bin/perf.old\nperf\n").unwrap();
         let dir = std::fs::File::open(host.path()).unwrap();
         let owned = owned(dir.as_fd()).unwrap();
-        let bin: Vec<_> = owned.usr[b"usr/bin".as_slice()].iter().map(|name| String::from_utf8_lossy(name)).collect();
+        let bin: Vec<_> =
+            owned.usr[b"usr/bin".as_slice()].iter().map(|name| String::from_utf8_lossy(name)).collect();
         assert_eq!(bin, ["perf", "perf.old"]);
         assert!(owned.etc.contains(b"etc/perf.conf".as_slice()));
         assert!(!owned.usr.contains_key(b"usr/local/bin".as_slice()));

@@ -147,7 +147,9 @@ impl Accounts {
 }
 
 fn lines(text: &str) -> impl Iterator<Item = Vec<&str>> {
-    text.lines().filter(|line| !line.starts_with('#') && line.contains(':')).map(|line| line.split(':').collect())
+    text.lines()
+        .filter(|line| !line.starts_with('#') && line.contains(':'))
+        .map(|line| line.split(':').collect())
 }
 
 fn number(fields: &[&str], index: usize) -> Option<u32> {
