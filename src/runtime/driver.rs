@@ -77,6 +77,8 @@ pub(super) enum View {
     Killing { stopped: bool },
     /// Nothing of it is left.
     Gone,
+    /// This gateway has let go of it; it runs on for the next one.
+    LetGo,
 }
 
 /// A serving sandbox.
@@ -325,7 +327,9 @@ impl Drop for Driver {
         if let Some(handles) = self.handles.upgrade() {
             handles.remove(self.id);
         }
-        self.view.send_replace(View::Gone);
+        self.view.send_modify(|view| {
+            *view = if matches!(view, View::Running(_)) { View::LetGo } else { View::Gone };
+        });
     }
 }
 

@@ -10,12 +10,12 @@
 //! - Work belongs to drivers, not to requests: a caller that goes away loses the answer only.
 //! - [`Registry::recover`] runs once, before any other call: it adopts, undoes, finishes, sweeps.
 
+mod handles;
 mod recover;
 
-use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
-use parking_lot::RwLock;
 use tokio::{
     sync::{Semaphore, mpsc, oneshot, watch},
     time::timeout,
@@ -25,6 +25,8 @@ use tokio_util::{
     task::TaskTracker,
 };
 
+use self::handles::Handle;
+pub(super) use self::handles::Handles;
 pub use self::recover::Recovered;
 use super::{
     driver::{self, Command, Driver, EndCause, Live, View},
@@ -65,18 +67,6 @@ struct Inner {
     tasks: TaskTracker,
     refusing: CancellationToken,
     _reaper: DropGuard,
-}
-
-/// The map.
-#[derive(Default)]
-pub(super) struct Handles(RwLock<HashMap<SandboxId, Handle>>);
-
-/// The way to one driver.
-#[derive(Clone)]
-pub(super) struct Handle {
-    team: TeamId,
-    commands: mpsc::Sender<Command>,
-    view: watch::Receiver<View>,
 }
 
 /// A sandbox as answers need it.
@@ -233,15 +223,16 @@ impl Registry {
     /// Ends a sandbox of the team. `Ok` also when its end has already begun. Returns when no
     /// process of it is left, or after [`KILL_BOUND`]; the end goes on in any case.
     pub async fn kill(&self, team: TeamId, id: SandboxId) -> Result<(), LifeError> {
-        let mut handle = self.inner.handles.of(team, id)?;
+        let mut handle = self.handle(team, id)?;
         let view = handle.view.borrow().clone();
         match view {
-            View::Creating | View::Gone => return Err(LifeError::NotFound(id)),
+            View::Creating | View::Gone | View::LetGo => return Err(self.missing(id)),
             View::Running(_) => handle.end(EndCause::Killed).await,
             View::Killing { .. } => {}
         }
         handle.stopped().await;
-        Ok(())
+        let let_go = matches!(&*handle.view.borrow(), View::LetGo);
+        if let_go { Err(LifeError::ShuttingDown) } else { Ok(()) }
     }
 
     /// Sets the deadline to now + `timeout`, clamped to the run's maximum; zero ends it now.
@@ -283,18 +274,21 @@ impl Registry {
 
     /// The hot path: what the proxy needs, from memory.
     pub fn target(&self, id: &SandboxId) -> Result<Target, NotRunning> {
-        let handles = self.inner.handles.0.read();
-        let handle = handles.get(id).ok_or(NotRunning::NotFound)?;
-        match &*handle.view.borrow() {
+        let look = |view: &View| match view {
             View::Running(live) => Ok(live.target.clone()),
-            View::Creating => Err(NotRunning::Transitioning),
+            View::Creating | View::LetGo => Err(NotRunning::Transitioning),
             View::Killing { .. } | View::Gone => Err(NotRunning::NotFound),
-        }
+        };
+        self.inner.handles.look(id, look).unwrap_or_else(|| {
+            // A closing gateway has let go of sandboxes that run on: "not found" would be "dead".
+            let closing = self.inner.refusing.is_cancelled();
+            Err(if closing { NotRunning::Transitioning } else { NotRunning::NotFound })
+        })
     }
 
     /// How many sandboxes have a driver now, in any state.
     pub fn len(&self) -> usize {
-        self.inner.handles.0.read().len()
+        self.inner.handles.len()
     }
 
     /// True when no sandbox has a driver.
@@ -339,16 +333,26 @@ impl Registry {
     }
 
     fn live(&self, team: TeamId, id: SandboxId) -> Result<Arc<Live>, LifeError> {
-        match &*self.inner.handles.of(team, id)?.view.borrow() {
+        match &*self.handle(team, id)?.view.borrow() {
             View::Running(live) => Ok(Arc::clone(live)),
-            _ => Err(LifeError::NotFound(id)),
+            View::Killing { .. } => Err(LifeError::NotFound(id)),
+            View::Creating | View::Gone | View::LetGo => Err(self.missing(id)),
         }
+    }
+
+    fn handle(&self, team: TeamId, id: SandboxId) -> Result<Handle, LifeError> {
+        self.inner.handles.of(team, id).ok_or_else(|| self.missing(id))
+    }
+
+    /// A closing gateway has let go of sandboxes that run on: it does not call them unknown.
+    fn missing(&self, id: SandboxId) -> LifeError {
+        self.open().err().unwrap_or(LifeError::NotFound(id))
     }
 
     async fn ask(&self, team: TeamId, id: SandboxId, request: Request) -> Result<SandboxRecord, LifeError> {
         self.open()?;
         let world = &self.inner.world;
-        let handle = self.inner.handles.of(team, id)?;
+        let handle = self.handle(team, id)?;
         let view = handle.view.borrow().clone();
         match view {
             View::Running(_) | View::Creating => {}
@@ -358,13 +362,13 @@ impl Registry {
                 let refusal = decided.err().unwrap_or(Refusal::NotFound);
                 return Err(refusal.error(id));
             }
-            View::Gone => return Err(LifeError::NotFound(id)),
+            View::Gone | View::LetGo => return Err(self.missing(id)),
         }
         let (reply, answer) = oneshot::channel();
         // A driver that has gone takes nothing and answers nothing.
         let command = Command::Deadline { request, reply };
-        handle.commands.send(command).await.map_err(|_| LifeError::NotFound(id))?;
-        answer.await.map_err(|_| LifeError::NotFound(id))?
+        handle.commands.send(command).await.map_err(|_| self.missing(id))?;
+        answer.await.map_err(|_| self.missing(id))?
     }
 }
 
@@ -382,48 +386,9 @@ impl Inner {
         let (sender, commands) = mpsc::channel(driver::QUEUE);
         let (view, shown) = watch::channel(View::Creating);
         let handle = Handle { team: record.spec.team, commands: sender, view: shown };
-        self.handles.0.write().insert(record.id, handle);
+        self.handles.insert(record.id, handle);
         let handles = Arc::downgrade(&self.handles);
         Driver { id: record.id, world: Arc::clone(&self.world), handles, commands, view }
-    }
-}
-
-// === impl Handles ===
-
-impl Handles {
-    pub(super) fn remove(&self, id: SandboxId) {
-        self.0.write().remove(&id);
-    }
-
-    /// Tells a driver to look at its deadline. False: its queue is full.
-    fn expire(&self, id: SandboxId) -> bool {
-        self.0.read().get(&id).is_none_or(|handle| {
-            !matches!(handle.commands.try_send(Command::Expired), Err(mpsc::error::TrySendError::Full(_)))
-        })
-    }
-
-    fn of(&self, team: TeamId, id: SandboxId) -> Result<Handle, LifeError> {
-        let handle = self.0.read().get(&id).cloned();
-        handle.filter(|handle| handle.team == team).ok_or(LifeError::NotFound(id))
-    }
-
-    fn all(&self) -> Vec<Handle> {
-        self.0.read().values().cloned().collect()
-    }
-}
-
-// === impl Handle ===
-
-impl Handle {
-    async fn end(&self, cause: EndCause) {
-        // A driver that has gone has ended it already.
-        let _ = self.commands.send(Command::End(cause)).await;
-    }
-
-    /// Waits until no process of the sandbox is left, or for [`KILL_BOUND`].
-    async fn stopped(&mut self) {
-        let stopped = self.view.wait_for(|view| matches!(view, View::Killing { stopped: true } | View::Gone));
-        let _ = timeout(KILL_BOUND, stopped).await;
     }
 }
 

@@ -98,6 +98,10 @@ async fn a_restart_finds_what_runs_and_forgets_what_is_gone() {
     let token = first.get(stage.team, kept.id).await.unwrap().envd_access_token;
     assert!(first.shutdown(false).await);
     assert!(matches!(first.create(stage.spec()).await, Err(LifeError::ShuttingDown)));
+    // Nobody is told that what runs on is dead.
+    assert!(matches!(first.get(stage.team, kept.id).await, Err(LifeError::ShuttingDown)));
+    assert!(matches!(first.kill(stage.team, kept.id).await, Err(LifeError::ShuttingDown)));
+    assert_eq!(first.target(&kept.id).unwrap_err(), NotRunning::Transitioning);
     drop(first);
     assert_eq!(stage.engine.live().len(), 4);
     stage.engine.exit(gone.id);

@@ -1,0 +1,81 @@
+//! The map of all sandboxes: a short lock, and behind each id the way to its driver.
+
+use std::collections::HashMap;
+
+use parking_lot::RwLock;
+use tokio::{
+    sync::{mpsc, watch},
+    time::timeout,
+};
+
+use super::KILL_BOUND;
+use crate::{
+    id::{SandboxId, TeamId},
+    runtime::driver::{Command, EndCause, View},
+};
+
+/// The map. Locked for a look-up or a change only.
+#[derive(Default)]
+pub(in crate::runtime) struct Handles(RwLock<HashMap<SandboxId, Handle>>);
+
+/// The way to one driver.
+#[derive(Clone)]
+pub(super) struct Handle {
+    pub(super) team: TeamId,
+    pub(super) commands: mpsc::Sender<Command>,
+    pub(super) view: watch::Receiver<View>,
+}
+
+// === impl Handles ===
+
+impl Handles {
+    pub(super) fn insert(&self, id: SandboxId, handle: Handle) {
+        self.0.write().insert(id, handle);
+    }
+
+    pub(in crate::runtime) fn remove(&self, id: SandboxId) {
+        self.0.write().remove(&id);
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.0.read().len()
+    }
+
+    /// Looks at what a driver shows, without a copy of it.
+    pub(super) fn look<T>(&self, id: &SandboxId, at: impl FnOnce(&View) -> T) -> Option<T> {
+        self.0.read().get(id).map(|handle| at(&handle.view.borrow()))
+    }
+
+    /// The way to a driver, for its own team.
+    pub(super) fn of(&self, team: TeamId, id: SandboxId) -> Option<Handle> {
+        self.0.read().get(&id).filter(|handle| handle.team == team).cloned()
+    }
+
+    pub(super) fn all(&self) -> Vec<Handle> {
+        self.0.read().values().cloned().collect()
+    }
+
+    /// Tells a driver to look at its deadline. False: its queue is full.
+    pub(super) fn expire(&self, id: SandboxId) -> bool {
+        self.0.read().get(&id).is_none_or(|handle| {
+            !matches!(handle.commands.try_send(Command::Expired), Err(mpsc::error::TrySendError::Full(_)))
+        })
+    }
+}
+
+// === impl Handle ===
+
+impl Handle {
+    pub(super) async fn end(&self, cause: EndCause) {
+        // A driver that has gone has ended it already, or has let go of it: the view tells.
+        let _ = self.commands.send(Command::End(cause)).await;
+    }
+
+    /// Waits until no process of the sandbox is left, or it is let go of, or for [`KILL_BOUND`].
+    pub(super) async fn stopped(&mut self) {
+        let stopped = self
+            .view
+            .wait_for(|view| matches!(view, View::Killing { stopped: true } | View::Gone | View::LetGo));
+        let _ = timeout(KILL_BOUND, stopped).await;
+    }
+}
