@@ -1,0 +1,7 @@
+//! The guest as a program: started as an ordinary process, spoken to over its link.
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on says where")]
+
+mod agent;
+mod link;
+mod process;
+mod spawner;
