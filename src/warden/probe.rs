@@ -192,12 +192,16 @@ fn merged_usr() -> io::Result<()> {
 }
 
 fn sudo() -> ProbeResult {
-    optional(
+    let mut probe = optional(
         "the host's sudo",
         fs::metadata("/usr/bin/sudo").map(drop),
-        "sandboxes have the host's",
-        "sandboxes have firkin's own small sudo; `apt-get install sudo` gives them the full one",
-    )
+        "sandboxes have the host's sudo",
+        "nothing is lost but options that few use; `apt-get install sudo` on the host gives them, too",
+    );
+    if !probe.present {
+        "firkin's own small sudo".clone_into(&mut probe.used);
+    }
+    probe
 }
 
 fn cgroups() -> ProbeResult {

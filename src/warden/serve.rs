@@ -50,6 +50,9 @@ const LONGEST_TICK: Duration = Duration::from_millis(250);
 /// How long a warden whose gateway is gone goes on undoing.
 const LAST_WORK: Duration = Duration::from_secs(8);
 
+/// How long rubbish lies before a worker is sent: one sweeps up after many machines.
+const RUBBISH_AGE: Duration = Duration::from_millis(300);
+
 /// The token of the gateway's socket.
 const GATEWAY: u64 = 0;
 
@@ -100,8 +103,8 @@ pub(super) struct Warden<'a> {
     queue: VecDeque<(u64, CreateMachine)>,
     slots: Slots,
     jobs: HashMap<u64, Job>,
-    /// Something lies in the rubbish that no worker has been sent for.
-    rubbish: bool,
+    /// Since when something lies in the rubbish that no worker has been sent for.
+    rubbish: Option<Instant>,
     tick: Duration,
     closing: Option<Closing>,
 }
@@ -141,7 +144,7 @@ impl<'a> Warden<'a> {
             queue: VecDeque::new(),
             slots: Slots::new(instance, &[]),
             jobs: HashMap::new(),
-            rubbish: false,
+            rubbish: None,
             tick: TICK,
             closing: None,
         };
@@ -276,7 +279,7 @@ impl<'a> Warden<'a> {
 
     fn is_done(&self, closing: &Closing) -> bool {
         // A worker's sweep is waited for only when somebody waits for a host as it was before.
-        let swept = closing.answer.is_none() || !(self.rubbish || self.is_sweeping());
+        let swept = closing.answer.is_none() || !(self.rubbish.is_some() || self.is_sweeping());
         let undone = self.machines.values().all(Machine::is_live) && swept;
         undone || Instant::now() >= closing.deadline
     }
@@ -301,8 +304,10 @@ impl<'a> Warden<'a> {
         if self.closing.is_none() && self.queue.is_empty() && self.slots.wants_more() {
             return Some(Timespec::default());
         }
-        let waits = self.closing.is_some() || self.has_endings() || self.has_settling();
-        waits.then(|| Timespec { tv_sec: 0, tv_nsec: i64::from(self.tick.subsec_nanos()) })
+        let soon = self.closing.is_some() || self.has_endings() || self.has_settling();
+        let later = self.rubbish.is_some() && !self.is_sweeping();
+        let pause = if soon { Some(self.tick) } else { later.then_some(RUBBISH_AGE) };
+        pause.map(|pause| Timespec { tv_sec: 0, tv_nsec: i64::from(pause.subsec_nanos()) })
     }
 
     fn listen_as_needed(&mut self) {

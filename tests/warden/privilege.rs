@@ -108,6 +108,23 @@ fn a_directory_of_somebody_else_is_not_taken() {
     release_unserved(&data);
 }
 
+#[tokio::test]
+async fn the_host_is_probed_feature_by_feature_and_left_as_it_was() {
+    let Some(data) = Data::new() else { return };
+    let server = data.serve().await;
+    let before = std::fs::read_dir(data.path()).unwrap().count();
+    let probes = server.client.probe().await.unwrap();
+    for probe in &probes {
+        println!("{probe:?}");
+        assert!(probe.present || !probe.required, "this host runs sandboxes: {probe:?}");
+        assert_eq!(probe.present, probe.advice.is_empty(), "{probe:?}");
+    }
+    assert!(probes.len() > 10);
+    assert_eq!(std::fs::read_dir(data.path()).unwrap().count(), before);
+    server.client.shutdown(true).await.unwrap();
+    server.scope.settles_as(&Host::default());
+}
+
 /// A directory that was prepared and never served is released by the server that serves it.
 fn release_unserved(data: &Data) {
     let (socket, scope, ..) = data.fork();

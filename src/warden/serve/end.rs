@@ -1,6 +1,6 @@
 //! From a live machine to nothing: the one place where what a machine holds is given back.
 
-use std::os::fd::AsFd;
+use std::{os::fd::AsFd, time::Instant};
 
 use rustix::{
     fs::AtFlags,
@@ -126,7 +126,7 @@ impl Warden<'_> {
         let cleared = if keep_disk {
             room::open(machines, name).and_then(|room| record::keep(room.as_fd()))
         } else {
-            self.rubbish = true;
+            self.rubbish.get_or_insert_with(Instant::now);
             room::retire(machines, name, generation)
         };
         if let Err(error) = cleared {

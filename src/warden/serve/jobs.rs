@@ -4,7 +4,7 @@ use std::os::fd::AsFd;
 
 use rustix::event::epoll;
 
-use super::{Source, Warden};
+use super::{RUBBISH_AGE, Source, Warden};
 use crate::{
     id::SandboxId,
     warden::{
@@ -131,10 +131,11 @@ impl Warden<'_> {
 
     /// Sends a worker for what ended machines left, one at a time.
     pub(super) fn collect_rubbish(&mut self) {
-        if !self.rubbish || self.is_sweeping() {
+        let ripe = self.rubbish.is_some_and(|since| self.closing.is_some() || since.elapsed() >= RUBBISH_AGE);
+        if !ripe || self.is_sweeping() {
             return;
         }
-        self.rubbish = false;
+        self.rubbish = None;
         let prepared = self.prepared;
         self.send_worker(Vec::new(), Purpose::Rubbish, move |_| {
             match room::trash(prepared.machines.as_fd()).and_then(|trash| rubbish::empty(trash.as_fd())) {

@@ -27,7 +27,7 @@ impl Warden<'_> {
         let machines = self.prepared.machines.as_fd();
         room::trash(machines)?;
         // An earlier worker may have been interrupted.
-        self.rubbish = true;
+        self.rubbish = Some(Instant::now());
         for name in room::names(machines)? {
             let found = name.parse::<SandboxId>().ok().and_then(|sandbox| self.look_at(sandbox));
             match found {
