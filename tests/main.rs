@@ -2,6 +2,9 @@
 
 mod architecture;
 mod proxy;
+#[cfg(feature = "gateway")]
+mod routes;
+#[cfg(feature = "gateway")]
 mod runtime;
 mod support;
 mod warden;

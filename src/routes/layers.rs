@@ -84,3 +84,30 @@ pub(crate) async fn unknown_route() -> ApiError {
 pub(crate) async fn unknown_method(method: Method) -> ApiError {
     ApiError::new(StatusCode::METHOD_NOT_ALLOWED, format!("method {method} is not allowed here"))
 }
+
+#[cfg(test)]
+mod tests {
+    use axum::{Router, body::Body, middleware, routing::get};
+    use http::Request;
+    use tower::ServiceExt as _;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_handler_that_hangs_is_answered_for() {
+        let wait = |seconds| get(move || tokio::time::sleep(Duration::from_secs(seconds)));
+        let router = Router::new()
+            .route("/in-time", wait(69))
+            .route("/late", wait(71))
+            .layer(middleware::from_fn(deadline));
+        let status = async |path: &str| {
+            let request = Request::builder().uri(path).body(Body::empty()).unwrap();
+            let response = router.clone().oneshot(request).await.unwrap();
+            (response.status(), response.headers().get("should-retry").cloned())
+        };
+        assert_eq!(status("/in-time").await, (StatusCode::OK, None));
+        let (late, retry) = status("/late").await;
+        assert_eq!(late, StatusCode::GATEWAY_TIMEOUT);
+        assert_eq!(retry.unwrap(), "false", "a create may still be under way");
+    }
+}

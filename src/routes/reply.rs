@@ -215,3 +215,33 @@ pub(crate) fn json<T: Serialize>(status: StatusCode, body: T) -> Response {
 pub(crate) fn stored(status: StatusCode, body: String) -> Response {
     (status, [(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))], body).into_response()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_host_asks_to_come_back() {
+        let full = ApiError::from(LifeError::Engine(EngineError::Capacity("no free slot".to_owned())));
+        assert_eq!(full.error_code, Some("sandbox_capacity_unavailable"));
+        assert!(full.message.starts_with("Failed to place sandbox"));
+        let response = full.into_response();
+        assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(response.headers()[header::RETRY_AFTER], "1");
+        assert_eq!(response.headers()[header::CONTENT_TYPE], "application/json");
+    }
+
+    #[test]
+    fn inner_texts_stay_inside() {
+        let broken = EngineError::Host { step: "mount", reason: "/data/secret".to_owned() };
+        for error in [
+            ApiError::from(LifeError::Engine(broken)),
+            ApiError::from(LifeError::Guest("/data/secret".to_owned())),
+            ApiError::from(StoreError::Backend("/data/secret".to_owned())),
+        ] {
+            assert_eq!(error.status(), StatusCode::INTERNAL_SERVER_ERROR);
+            assert!(!error.body().contains("secret"), "{error:?}");
+            assert!(error.error_code.is_some());
+        }
+    }
+}

@@ -190,7 +190,7 @@ mod tests {
 
     fn check(api: Api, body: Value) -> Result<Wish, String> {
         let body: NewSandbox = serde_json::from_value(body).unwrap();
-        body.check(api, Some(Duration::from_secs(3600))).map_err(|error| error.body())
+        body.check(api, Some(Duration::from_hours(1))).map_err(|error| error.body())
     }
 
     #[test]
