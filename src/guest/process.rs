@@ -26,6 +26,7 @@ use tokio::{
 };
 
 use crate::guest::{
+    failure,
     pty::{self, Size},
     reap::{Exit, Reaper},
     spawner::{Order, SpawnError, Spawner, Stdio, Step},
@@ -152,14 +153,11 @@ impl StartError {
 /// Go's words for a start that failed: the wrapper's shell is what upstream executes.
 fn spawn_text(error: &SpawnError) -> String {
     match error {
-        SpawnError::Step { errno, .. } => format!("fork/exec /bin/sh: {}", lower_first(errno.desc())),
+        SpawnError::Step { errno, .. } => {
+            format!("fork/exec /bin/sh: {}", failure::text(&io::Error::from(*errno)))
+        }
         other => other.to_string(),
     }
-}
-
-fn lower_first(text: &str) -> String {
-    let mut letters = text.chars();
-    letters.next().map_or_else(String::new, |first| first.to_lowercase().chain(letters).collect())
 }
 
 // === impl Process ===

@@ -15,28 +15,28 @@ use serde_json::{Value, json};
 const LIMIT: Duration = Duration::from_secs(20);
 
 /// A guest; ended, with its processes, when dropped.
-pub struct Agent {
+pub(crate) struct Agent {
     process: Child,
     dir: tempfile::TempDir,
 }
 
 /// One HTTP answer whose body is still to be read.
-pub struct Answer {
-    pub status: u16,
+pub(crate) struct Answer {
+    pub(crate) status: u16,
     body: BufReader<UnixStream>,
     chunked: bool,
     length: usize,
 }
 
 /// The frames of one stream: its messages, and the end frame as `{"end":...}`.
-pub struct Frames {
+pub(crate) struct Frames {
     answer: Answer,
     buffer: Vec<u8>,
 }
 
 impl Agent {
     /// A guest that has its identity.
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let agent = Self::unknown();
         let mut control = agent.control();
         assert_eq!(exchange(&mut control, &init(None)), json!({"type": "done", "seq": 1, "error": null}));
@@ -44,7 +44,7 @@ impl Agent {
     }
 
     /// A guest before its first Init.
-    pub fn unknown() -> Self {
+    pub(crate) fn unknown() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let process = Command::new(env!("CARGO_BIN_EXE_firkin-guest"))
             .arg("--listen")
@@ -60,7 +60,7 @@ impl Agent {
         agent
     }
 
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.process.id()
     }
 
@@ -69,7 +69,7 @@ impl Agent {
     }
 
     /// A stream with its handshake line sent, and the guest's line.
-    pub fn open(&self, hello: &str) -> (UnixStream, String) {
+    pub(crate) fn open(&self, hello: &str) -> (UnixStream, String) {
         let mut stream = UnixStream::connect(self.socket()).unwrap();
         stream.set_read_timeout(Some(LIMIT)).unwrap();
         stream.write_all(hello.as_bytes()).unwrap();
@@ -81,18 +81,18 @@ impl Agent {
         (stream, String::from_utf8(line).unwrap())
     }
 
-    pub fn control(&self) -> UnixStream {
+    pub(crate) fn control(&self) -> UnixStream {
         let (stream, line) = self.open(&format!("CONTROL 1 {}\n", "ab".repeat(16)));
         assert_eq!(line, "OK 1");
         stream
     }
 
-    pub fn request(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
+    pub(crate) fn request(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
         let (mut stream, line) = self.open("CONNECT 49983\n");
         assert_eq!(line, "OK");
         let mut head = format!("{method} {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n", body.len());
         for (name, value) in headers {
-            head += &format!("{name}: {value}\r\n");
+            head.extend([name, ": ", value, "\r\n"]);
         }
         stream.write_all(format!("{head}\r\n").as_bytes()).unwrap();
         stream.write_all(body).unwrap();
@@ -100,7 +100,7 @@ impl Agent {
     }
 
     /// A unary call of `process.Process`: status and JSON body.
-    pub fn call(&self, method: &str, message: &Value) -> (u16, Value) {
+    pub(crate) fn call(&self, method: &str, message: &Value) -> (u16, Value) {
         let path = format!("/process.Process/{method}");
         let headers = [("content-type", "application/json"), ("content-encoding", "identity")];
         let answer = self.request("POST", &path, &headers, message.to_string().as_bytes());
@@ -109,7 +109,7 @@ impl Agent {
     }
 
     /// A streaming call of `process.Process`, as the SDKs send it.
-    pub fn stream(&self, method: &str, message: &Value, headers: &[(&str, &str)]) -> Frames {
+    pub(crate) fn stream(&self, method: &str, message: &Value, headers: &[(&str, &str)]) -> Frames {
         let body = message.to_string().into_bytes();
         let framed = [&[0][..], &u32::try_from(body.len()).unwrap().to_be_bytes(), &body].concat();
         let mut all =
@@ -121,7 +121,7 @@ impl Agent {
     }
 
     /// A shell command without standard input, to its end.
-    pub fn shell(&self, script: &str, headers: &[(&str, &str)]) -> Vec<Value> {
+    pub(crate) fn shell(&self, script: &str, headers: &[(&str, &str)]) -> Vec<Value> {
         self.stream("Start", &shell(script), headers).collect()
     }
 }
@@ -170,7 +170,7 @@ impl Answer {
         (length > 0).then_some(bytes)
     }
 
-    pub fn text(mut self) -> Vec<u8> {
+    pub(crate) fn text(mut self) -> Vec<u8> {
         std::iter::from_fn(|| self.chunk()).flatten().collect()
     }
 }
@@ -196,7 +196,7 @@ impl Iterator for Frames {
 }
 
 /// One control message and its answer; log lines between are passed over.
-pub fn exchange(control: &mut UnixStream, message: &Value) -> Value {
+pub(crate) fn exchange(control: &mut UnixStream, message: &Value) -> Value {
     let body = message.to_string().into_bytes();
     control.write_all(&u32::try_from(body.len()).unwrap().to_be_bytes()).unwrap();
     control.write_all(&body).unwrap();
@@ -213,19 +213,19 @@ pub fn exchange(control: &mut UnixStream, message: &Value) -> Value {
 }
 
 /// An Init for root, with or without an access token.
-pub fn init(token: Option<&str>) -> Value {
+pub(crate) fn init(token: Option<&str>) -> Value {
     json!({"type": "init", "seq": 1, "init": {
         "sandbox_id": "i0123456789abcdefghij", "template_id": "base", "env_vars": {"FOO": "bar"},
         "access_token": token, "default_user": "root", "default_workdir": null, "now_unix_ns": 0, "entropy": "AAAA",
     }})
 }
 
-pub fn shell(script: &str) -> Value {
+pub(crate) fn shell(script: &str) -> Value {
     json!({"process": {"cmd": "/bin/sh", "args": ["-c", script]}, "stdin": false})
 }
 
 /// All output of one kind among these events.
-pub fn output(events: &[Value], kind: &str) -> String {
+pub(crate) fn output(events: &[Value], kind: &str) -> String {
     let bytes: Vec<u8> = events
         .iter()
         .filter_map(|event| event["data"][kind].as_str())
@@ -235,22 +235,22 @@ pub fn output(events: &[Value], kind: &str) -> String {
 }
 
 /// The pid of a stream's first event.
-pub fn started(frames: &mut Frames) -> u64 {
+pub(crate) fn started(frames: &mut Frames) -> u64 {
     frames.next().unwrap()["start"]["pid"].as_u64().expect("the first event is start")
 }
 
 /// The process's end: the event before the stream's empty end frame.
-pub fn ended(events: &[Value]) -> &Value {
+pub(crate) fn ended(events: &[Value]) -> &Value {
     assert_eq!(events.last(), Some(&json!({"end": {}})));
     &events[events.len() - 2]["end"]
 }
 
 /// The error that a stream ended with.
-pub fn failure(events: &[Value]) -> (&str, &str) {
+pub(crate) fn failure(events: &[Value]) -> (&str, &str) {
     let error = &events.last().unwrap()["end"]["error"];
     (error["code"].as_str().unwrap(), error["message"].as_str().unwrap())
 }
 
-pub fn base64(text: &str) -> String {
+pub(crate) fn base64(text: &str) -> String {
     STANDARD.encode(text)
 }

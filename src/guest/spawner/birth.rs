@@ -6,6 +6,7 @@
 
 use std::{
     ffi::{CStr, CString, c_char},
+    io,
     os::fd::{AsRawFd as _, OwnedFd},
 };
 
@@ -188,9 +189,10 @@ fn exec(program: &CStr, argv: &[*const c_char], env: &[*const c_char]) -> Errno 
 }
 
 fn complain(complaint: &[u8], errno: Errno) {
-    let text = errno.desc().as_bytes();
-    let parts = [complaint, text, b"\n"];
-    for part in parts {
+    // In the C library's words, as `nice` has them.
+    let text = io::Error::from(errno).to_string();
+    let text = text.split(" (os error").next().unwrap_or_default().as_bytes();
+    for part in [complaint, text, b"\n"] {
         // SAFETY: the buffer lives; what cannot be written is lost with the process.
         unsafe { libc::write(2, part.as_ptr().cast(), part.len()) };
     }
