@@ -26,10 +26,9 @@ use std::{
 use nix::{
     errno::Errno,
     sys::{
-        signal::{self, Signal},
+        signal::Signal,
         socket::{ControlMessage, MsgFlags, sendmsg},
     },
-    unistd::Pid,
 };
 use serde::{Deserialize, Serialize};
 use tokio::{
@@ -39,7 +38,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::guest::reap::{Child, Reaper};
+use crate::guest::reap::{Birth, Child, Reaper};
 
 mod birth;
 mod zygote;
@@ -130,7 +129,8 @@ impl Spawner {
     /// Starts the task that owns the zygote. Needs a runtime.
     pub(crate) fn start(zygote: Zygote, groups: WorkGroups, reaper: Reaper) -> io::Result<Self> {
         let (orders, mut queue) = mpsc::channel::<Errand>(QUEUE);
-        let mut line = Line { zygote: Attached::new(zygote)?, groups, reaper };
+        let zygote = Attached::new(zygote, reaper.expect())?;
+        let mut line = Line { zygote, groups, reaper };
         tokio::spawn(async move {
             while let Some((order, stdio, reply)) = queue.recv().await {
                 // Whoever asked waits in a task of its own that is not dropped with a client.
@@ -163,16 +163,17 @@ struct Line {
 }
 
 struct Attached {
-    pid: i32,
+    /// Claimed, so that a late kill cannot hit another process that has its pid by then.
+    process: Child,
     socket: UnixStream,
 }
 
 // === impl Attached ===
 
 impl Attached {
-    fn new(zygote: Zygote) -> io::Result<Self> {
+    fn new(zygote: Zygote, birth: Birth) -> io::Result<Self> {
         zygote.socket.set_nonblocking(true)?;
-        Ok(Self { pid: zygote.pid, socket: UnixStream::from_std(zygote.socket)? })
+        Ok(Self { process: birth.claim(zygote.pid), socket: UnixStream::from_std(zygote.socket)? })
     }
 
     /// The first bytes carry the descriptors; a zygote that is gone refuses them.
@@ -233,9 +234,10 @@ impl Line {
     }
 
     fn replace(&mut self) -> io::Result<()> {
-        // Not claimed, so the reaper forgets it; its pid is ours until then or gone already.
-        let _ = signal::kill(Pid::from_raw(self.zygote.pid), Signal::SIGKILL);
-        self.zygote = Attached::new(Zygote::fork(&self.groups)?)?;
+        // It may have ended already.
+        let _ = self.reaper.kill(self.zygote.process.pid, Signal::SIGKILL);
+        let birth = self.reaper.expect();
+        self.zygote = Attached::new(Zygote::fork(&self.groups)?, birth)?;
         Ok(())
     }
 }

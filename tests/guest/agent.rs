@@ -110,8 +110,18 @@ impl Agent {
 
     /// A streaming call of `process.Process`, as the SDKs send it.
     pub(crate) fn stream(&self, method: &str, message: &Value, headers: &[(&str, &str)]) -> Frames {
-        let body = message.to_string().into_bytes();
-        let framed = [&[0][..], &u32::try_from(body.len()).unwrap().to_be_bytes(), &body].concat();
+        self.stream_of(method, std::slice::from_ref(message), headers)
+    }
+
+    /// The same with any number of messages.
+    pub(crate) fn stream_of(&self, method: &str, messages: &[Value], headers: &[(&str, &str)]) -> Frames {
+        let mut framed = Vec::new();
+        for message in messages {
+            let body = message.to_string().into_bytes();
+            framed.push(0);
+            framed.extend(u32::try_from(body.len()).unwrap().to_be_bytes());
+            framed.extend(body);
+        }
         let mut all =
             vec![("content-type", "application/connect+json"), ("connect-content-encoding", "identity")];
         all.extend(headers);

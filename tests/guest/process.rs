@@ -109,6 +109,38 @@ fn input_reaches_the_process_until_it_is_closed() {
 }
 
 #[test]
+fn input_can_be_streamed() {
+    let agent = Agent::start();
+    let request = json!({"process": {"cmd": "/bin/sh", "args": ["-c", "read a; read b; echo $b $a"]}});
+    let mut frames = agent.stream("Start", &request, &[]);
+    let process = json!({"pid": started(&mut frames)});
+    let data = |text: &str| json!({"data": {"input": {"stdin": base64(text)}}});
+    let messages =
+        [json!({"start": {"process": process}}), data("one\n"), json!({"keepalive": {}}), data("two\n")];
+    let answers: Vec<Value> = agent.stream_of("StreamInput", &messages, &[]).collect();
+    assert_eq!(answers.last(), Some(&json!({"end": {}})));
+    assert_eq!(output(&frames.collect::<Vec<_>>(), "stdout"), "two one\n");
+    let answers: Vec<Value> = agent.stream_of("StreamInput", &[data("lost")], &[]).collect();
+    assert_eq!(failure(&answers).0, "invalid_argument");
+}
+
+#[test]
+fn binary_messages_are_served_too() {
+    let agent = Agent::start();
+    let mut frames = agent.stream("Start", &json!({"process": {"cmd": "cat"}, "tag": "cat"}), &[]);
+    started(&mut frames);
+    let proto = [("content-type", "application/proto")];
+    let answer = agent.request("POST", "/process.Process/List", &proto, b"");
+    assert_eq!(answer.status, 200);
+    let body = answer.text();
+    assert!(body.windows(3).any(|window| window == b"cat"), "{body:?}");
+    // process { tag: "cat" }
+    let answer = agent.request("POST", "/process.Process/CloseStdin", &proto, b"\x0a\x05\x12\x03cat");
+    assert_eq!(answer.status, 200);
+    assert_eq!(ended(&frames.collect::<Vec<_>>())["exited"], true);
+}
+
+#[test]
 fn the_end_waits_for_whoever_holds_the_output_but_not_after_a_signal() {
     let agent = Agent::start();
     let begin = Instant::now();
