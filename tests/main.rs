@@ -2,9 +2,7 @@
 
 mod architecture;
 mod proxy;
-#[cfg(feature = "gateway")]
 mod routes;
-#[cfg(feature = "gateway")]
 mod runtime;
 mod support;
 mod warden;
