@@ -1,19 +1,22 @@
 //! Machines from nothing to nothing, and what a warden's end leaves of them.
 
-use std::{sync::Arc, time::Duration};
+use std::{os::fd::OwnedFd, sync::Arc, time::Duration};
 
 use firkin::{
     id::{BuildId, SandboxId},
     runtime::{
-        engine::{Engine, EngineError, Machine},
+        engine::{Engine, EngineError, Machine, MachineSpec},
         link::{LinkError, LinkStream},
     },
     sandbox::ENVD_PORT,
-    wire::{link::Nonce, warden::MachineInfo},
+    wire::{
+        link::Nonce,
+        warden::{Call, CreateMachine, MachineInfo, Request},
+    },
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::server::{Data, Server, spec};
+use super::server::{Data, Server, pid, shut_down, spec};
 use crate::support::host::{Host, Scope, descriptors};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -104,7 +107,7 @@ async fn machines_cost_the_warden_no_descriptor_once_they_are_gone() {
     let server = data.serve().await;
     let before = idle(&server).await;
     let build = data.image();
-    let warden = server.pid();
+    let warden = pid();
     // The first one also makes what is made once.
     for count in [1, 5] {
         let made =
@@ -135,6 +138,33 @@ fn settled<T: PartialEq>(look: impl Fn() -> T) -> T {
         }
         last = now;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "builds the whole base template: ten seconds on a quiet machine"]
+async fn base_is_built_once_while_the_warden_goes_on_and_boots() {
+    let Some(data) = Data::new() else { return };
+    let server = data.serve().await;
+    let lines = std::sync::Mutex::new(Vec::new());
+    let note = |line: &str| lines.lock().unwrap().push(line.to_owned());
+    let build = server.client.ensure_base(note);
+    // Both wait for one worker; the warden answers others meanwhile.
+    let (first, second, others) =
+        tokio::join!(build, server.client.ensure_base(|_| {}), server.client.machines());
+    let (first, second) = (first.unwrap(), second.unwrap());
+    assert!(others.unwrap().is_empty());
+    assert_eq!((first.build, first.fresh), (second.build, true));
+    assert!(!lines.lock().unwrap().is_empty());
+    let again = server.client.ensure_base(|_| {}).await.unwrap();
+    assert_eq!((again.build, again.fresh), (first.build, false));
+    let before = idle(&server).await;
+    let machine = server.engine.create(spec(first.build)).await.unwrap();
+    speaks(&machine).await;
+    let remove = Call::RemoveImage { build: first.build };
+    assert!(server.client.call(remove).await.is_err(), "a machine uses it");
+    machine.stop(Duration::ZERO).await.unwrap();
+    server.scope.settles_as(&before);
+    server.client.shutdown(true).await.unwrap();
 }
 
 /// Prints the cost of machines on this host: `cargo test --test integration -- --ignored --nocapture cost`.
@@ -222,6 +252,51 @@ async fn a_create_whose_caller_goes_away_is_undone() {
     }
     server.scope.settles_as(&before);
     server.client.shutdown(true).await.unwrap();
+}
+
+/// Sends creates without waiting for an answer.
+fn send_creates(socket: &OwnedFd, build: BuildId, count: u64) {
+    for seq in 1..=count {
+        let MachineSpec { sandbox, generation, build, resources, hostname } = spec(build);
+        let call = Call::CreateMachine(CreateMachine { sandbox, generation, build, resources, hostname });
+        let packet = serde_json::to_vec(&Request { seq, call }).unwrap();
+        nix::unistd::write(socket, &packet).unwrap();
+    }
+}
+
+#[test]
+fn a_gateway_killed_in_the_middle_of_creates_leaves_no_half_machine() {
+    let Some(data) = Data::new() else { return };
+    for wait in [0, 2, 5, 10, 20, 40, 80] {
+        let (socket, scope, ..) = data.fork();
+        send_creates(&socket, data.image(), 6);
+        std::thread::sleep(Duration::from_millis(wait));
+        drop(socket);
+        // Those that were made stay and have a record; the next server ends them.
+        let (socket, ..) = data.fork();
+        shut_down(&socket);
+        scope.settles_as(&Host::default());
+    }
+}
+
+#[test]
+fn a_warden_killed_in_the_middle_of_creates_leaves_nothing_behind_its_successor() {
+    let Some(data) = Data::new() else { return };
+    for wait in [0, 2, 5, 10, 20, 40, 80] {
+        let (socket, scope, ..) = data.fork();
+        let warden = pid();
+        send_creates(&socket, data.image(), 6);
+        std::thread::sleep(Duration::from_millis(wait));
+        nix::sys::signal::kill(
+            nix::unistd::Pid::from_raw(warden.cast_signed()),
+            nix::sys::signal::Signal::SIGKILL,
+        )
+        .unwrap();
+        drop(socket);
+        let (socket, ..) = data.fork();
+        shut_down(&socket);
+        scope.settles_as(&Host::default());
+    }
 }
 
 #[test]

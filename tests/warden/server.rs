@@ -88,20 +88,34 @@ impl Data {
     }
 }
 
-// === impl Server ===
-
-impl Server {
-    /// The warden's process id: the child of this process that bears its name.
-    pub(crate) fn pid(&self) -> u32 {
-        let own = std::process::id().to_string();
-        std::fs::read_dir("/proc")
-            .unwrap()
-            .flatten()
-            .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-            .filter(|pid| status(*pid, "PPid:") == [own.as_str()] && status(*pid, "State:")[0] != "Z")
-            .find(|pid| status(*pid, "Name:") == ["firkin-warden"])
-            .expect("the warden runs")
+/// The warden's process id: the child of this process that bears its name.
+pub(crate) fn pid() -> u32 {
+    let own = std::process::id().to_string();
+    let child = |pid: &u32| {
+        status(*pid, "PPid:") == [own.as_str()]
+            && status(*pid, "Name:") == ["firkin-warden"]
+            && status(*pid, "State:").first().is_some_and(|state| state != "Z")
+    };
+    let look = || {
+        let processes = std::fs::read_dir("/proc").unwrap().flatten();
+        processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).find(child)
+    };
+    for _ in 0..200 {
+        if let Some(pid) = look() {
+            return pid;
+        }
+        // It takes its name a moment after it was forked.
+        std::thread::sleep(std::time::Duration::from_millis(5));
     }
+    panic!("no warden runs");
+}
+
+/// Ends a server and all its machines, as an operator would, and waits for the end.
+pub(crate) fn shut_down(socket: &OwnedFd) {
+    let socket = UnixDatagram::from(socket.try_clone().unwrap());
+    socket.set_nonblocking(false).unwrap();
+    socket.send(br#"{"seq":1,"call":{"call":"shutdown","stop_machines":true}}"#).unwrap();
+    while socket.recv(&mut [0; 4096]).is_ok_and(|length| length > 0) {}
 }
 
 /// A test that failed half way leaves machines: they are ended as an operator would end them.
@@ -114,10 +128,7 @@ impl Drop for Data {
         let Ok(prepared) = warden::prepare(&self.path()) else { return };
         let Ok(socket) = warden::fork(&prepared, &guest(), &[]) else { return };
         drop(prepared);
-        let socket = UnixDatagram::from(socket);
-        let _ = socket.set_nonblocking(false);
-        let _ = socket.send(br#"{"seq":1,"call":{"call":"shutdown","stop_machines":true}}"#);
-        let _ = socket.recv(&mut [0; 4096]);
+        shut_down(&socket);
     }
 }
 
