@@ -29,6 +29,8 @@ pub(crate) const LONG: Duration = Duration::from_secs(20);
 const WHILE: Duration = Duration::from_millis(300);
 
 pub(crate) type Later<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+/// Makes something echo on a port of a machine.
+pub(crate) type Echo = Box<dyn Fn(Arc<dyn Machine>, u16) -> Later<()> + Send + Sync>;
 
 /// An engine, and what a test needs that the contract does not give.
 pub(crate) struct Subject {
@@ -40,7 +42,7 @@ pub(crate) struct Subject {
     pub(crate) resources: Resources,
     /// Makes something listen in a machine that sends every byte back and, when it has read to
     /// the end, ends its own direction too.
-    pub(crate) echo: Box<dyn Fn(Arc<dyn Machine>, u16) -> Later<()> + Send + Sync>,
+    pub(crate) echo: Echo,
     /// What machines of this engine hold on the host now, named so that a difference can be read.
     pub(crate) census: Box<dyn Fn() -> Vec<String> + Send + Sync>,
 }
