@@ -17,7 +17,7 @@ use tokio::{net::UnixStream, task::AbortHandle};
 use tokio_util::codec::{Framed, LengthDelimitedCodec};
 
 use crate::{
-    guest::state::Guest,
+    guest::{shed, state::Guest},
     wire::{
         control::{FromGuest, Init, MAX_MESSAGE, ToGuest},
         link::Nonce,
@@ -70,7 +70,11 @@ struct Numbered {
 fn answer(guest: &Guest, frame: &[u8]) -> Option<FromGuest> {
     let (seq, error) = match serde_json::from_slice(frame) {
         Ok(ToGuest::Init { seq, init }) => (seq, introduce(guest, *init)),
-        Ok(ToGuest::Freeze { seq } | ToGuest::Thaw { seq, .. } | ToGuest::Ping { seq }) => (seq, None),
+        Ok(ToGuest::Freeze { seq }) => {
+            shed::shed();
+            (seq, None)
+        }
+        Ok(ToGuest::Thaw { seq, .. } | ToGuest::Ping { seq }) => (seq, None),
         Err(error) => {
             let Numbered { seq } = serde_json::from_slice(frame).ok()?;
             (seq, Some(format!("this guest does not know the message: {error}")))

@@ -16,6 +16,7 @@ mod pty;
 mod reap;
 mod rpc;
 pub(crate) mod serve;
+mod shed;
 pub(crate) mod signature;
 mod spawner;
 pub(crate) mod state;
