@@ -46,6 +46,9 @@ mod kernel_files;
 mod stager;
 #[cfg(test)]
 mod tests;
+mod trial;
+
+use trial::Trial;
 
 /// One step of a launch, in their order: for logs, and for tests that make each of them fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -166,8 +169,7 @@ pub(crate) struct LaunchPlan<'a> {
 #[derive(Debug)]
 pub(crate) struct Launcher {
     filter: Filter,
-    #[cfg(test)]
-    trial: tests::Trial,
+    trial: Trial,
 }
 
 /// A launch under way. Dropped unfinished, it is undone.
@@ -260,9 +262,7 @@ impl Launch<'_> {
     /// Says that a step begins.
     fn begin(&self, step: Step) -> io::Result<()> {
         self.track.step.store(step as u32, Ordering::Release);
-        #[cfg(test)]
-        self.launcher.trial.begin(step)?;
-        Ok(())
+        self.launcher.trial.begin(step)
     }
 }
 
@@ -271,11 +271,7 @@ impl Launch<'_> {
 impl Launcher {
     /// Compiles the system call filter.
     pub(crate) fn new() -> Result<Self, LaunchError> {
-        Ok(Self {
-            filter: Filter::native()?,
-            #[cfg(test)]
-            trial: tests::Trial::default(),
-        })
+        Ok(Self { filter: Filter::native()?, trial: Trial::default() })
     }
 
     /// Starts a launch and does not wait for it. Any number may be under way.
@@ -301,7 +297,6 @@ impl Launcher {
     /// The guest's arguments: name, sandbox, and as JSON which of its descriptors is what. The
     /// numbers follow [`first`]'s order of descriptors.
     fn arguments(&self, plan: &LaunchPlan<'_>) -> io::Result<Vec<CString>> {
-        #[cfg(test)]
         if let Some(arguments) = &self.trial.arguments {
             return Ok(arguments.clone());
         }

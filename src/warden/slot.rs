@@ -37,8 +37,6 @@ const IDS: u32 = 65_536;
 pub(crate) struct Slot {
     /// Which of the instance's id ranges.
     pub(crate) index: u32,
-    /// The host id that is 0 inside; the slot has the 65,536 ids from here on.
-    pub(crate) base_uid: u32,
     /// The user namespace.
     pub(crate) userns: OwnedFd,
     /// The network namespace, owned by the user namespace, with loopback up.
@@ -51,7 +49,8 @@ struct Helper(Pid);
 // === impl Slot ===
 
 impl Slot {
-    /// Makes the pair by a short-lived helper process; about half a millisecond.
+    /// Makes the pair by a short-lived helper process; about half a millisecond. `base_uid` is
+    /// the host id that is 0 inside: the slot has the 65,536 ids from there on.
     pub(crate) fn make(index: u32, base_uid: u32) -> Result<Self, LaunchError> {
         Self::try_make(index, base_uid).map_err(|source| LaunchError::Step { step: Step::Slot, source })
     }
@@ -70,7 +69,7 @@ impl Slot {
         let netns = File::open(format!("{proc}/ns/net"))?.into();
         ours.write_all(&[1])?;
         helper.finish()?;
-        Ok(Self { index, base_uid, userns, netns })
+        Ok(Self { index, userns, netns })
     }
 }
 
@@ -94,7 +93,7 @@ impl Helper {
     fn finish(self) -> io::Result<()> {
         let status = wait(self.0)?;
         std::mem::forget(self);
-        match status.and_then(|status| status.exit_status()) {
+        match status.and_then(rustix::process::WaitStatus::exit_status) {
             Some(0) => Ok(()),
             _ => Err(io::Error::other("the helper of the slot failed")),
         }

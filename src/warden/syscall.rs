@@ -10,7 +10,7 @@ use std::{
 
 use seccompiler::sock_filter;
 
-/// Attributes of a mount (`MOUNT_ATTR_*` of mount_setattr(2)).
+/// Attributes of a mount (`MOUNT_ATTR_*` of `mount_setattr(2)`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct MountAttr(pub(crate) u64);
 
@@ -44,7 +44,7 @@ pub(crate) fn clone_sibling(namespaces: u64, pid: &AtomicI32) -> io::Result<Side
     // SAFETY: an all-zero clone_args is a valid one: no stack, no descriptors, no flags.
     let mut args: libc::clone_args = unsafe { mem::zeroed() };
     // With CLONE_PARENT the new process has the caller's exit signal and must name none.
-    args.flags = namespaces | (libc::CLONE_PARENT | libc::CLONE_PARENT_SETTID).cast_unsigned() as u64;
+    args.flags = namespaces | u64::from((libc::CLONE_PARENT | libc::CLONE_PARENT_SETTID).cast_unsigned());
     args.parent_tid = pid.as_ptr() as u64;
     // SAFETY: without CLONE_VM the new process has its own copy of the memory, as after fork(2);
     // `parent_tid` points to an integer that outlives the call.
@@ -181,12 +181,13 @@ pub(crate) fn unshare_mounts() -> io::Result<()> {
 
 /// Sets the interface flag `IFF_UP` of `lo`, through a socket of the network namespace.
 pub(crate) fn loopback_up(socket: BorrowedFd<'_>) -> io::Result<()> {
+    const IFF_UP: libc::c_short = 1;
     // SAFETY: an all-zero ifreq is a valid one.
     let mut request: libc::ifreq = unsafe { mem::zeroed() };
     for (target, byte) in request.ifr_name.iter_mut().zip(b"lo") {
         *target = byte.cast_signed() as libc::c_char;
     }
-    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
+    request.ifr_ifru.ifru_flags = IFF_UP;
     // SAFETY: SIOCSIFFLAGS reads one ifreq, which is live.
     let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) };
     if result == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }

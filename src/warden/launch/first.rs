@@ -56,9 +56,10 @@ pub(super) fn run(launch: &Launch<'_>) -> io::Result<Infallible> {
     let plan = launch.plan;
     rustix::process::umask(Mode::empty());
     launch.begin(Step::Overlays)?;
-    let root = overlays(plan)?;
+    // These two are closed by number with all others, so they must not be closed by value.
+    let root = ManuallyDrop::new(overlays(plan)?);
     launch.begin(Step::KernelFiles)?;
-    let files = KernelFiles::make(plan)?;
+    let files = ManuallyDrop::new(KernelFiles::make(plan)?);
     launch.begin(Step::Pivot)?;
     pivot(root.as_fd())?;
     launch.begin(Step::Attach)?;
@@ -162,9 +163,7 @@ fn limit(resource: Resource, soft: u64, hard: u64) -> io::Result<()> {
 
 /// Shows the machine as many processors as it asked for, neighbours starting at different ones.
 fn pin(plan: &LaunchPlan<'_>) -> io::Result<()> {
-    let this = nix::unistd::Pid::from_raw(0);
-    let ours = nix::sched::sched_getaffinity(this)?;
-    let usable: Vec<usize> = (0..CpuSet::count()).filter(|cpu| ours.is_set(*cpu).unwrap_or(false)).collect();
+    let usable = usable_processors()?;
     let wanted = usize::try_from(plan.resources.cpu_count).unwrap_or(usize::MAX);
     if usable.is_empty() || wanted >= usable.len() {
         return Ok(());
@@ -174,7 +173,13 @@ fn pin(plan: &LaunchPlan<'_>) -> io::Result<()> {
     for cpu in usable.iter().cycle().skip(start % usable.len()).take(wanted) {
         set.set(*cpu)?;
     }
-    Ok(nix::sched::sched_setaffinity(this, &set)?)
+    Ok(nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &set)?)
+}
+
+/// The processors that the warden, and so this process, may run on.
+pub(super) fn usable_processors() -> io::Result<Vec<usize>> {
+    let set = nix::sched::sched_getaffinity(nix::unistd::Pid::from_raw(0))?;
+    Ok((0..CpuSet::count()).filter(|cpu| set.is_set(*cpu).unwrap_or(false)).collect())
 }
 
 /// Arranges the guest's descriptors as [`Numbers`] says and closes all others. Returns the

@@ -7,17 +7,21 @@
 //! process of the machine ever has `CAP_SYS_ADMIN`.
 
 use std::{
+    fmt::Write as _,
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
 use rustix::{
-    fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags},
+    fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags},
     io::Errno,
     mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, OpenTreeFlags},
 };
 
-use super::{LaunchPlan, first::attach};
+use super::{
+    LaunchPlan,
+    first::{attach, usable_processors},
+};
 use crate::warden::syscall::{self, MountAttr};
 
 /// Device nodes taken from the host; none of them gives more than what every process has.
@@ -45,8 +49,8 @@ const HIDDEN_IN_PROC: [&str; 10] = [
 ];
 /// As above, in sysfs.
 const HIDDEN_IN_SYS: [&str; 2] = ["firmware", "devices/virtual/powercap"];
-/// Parts of proc that may be read only. `sys` is apart: its `net` stays writable.
-const READ_ONLY_IN_PROC: [&str; 4] = ["bus", "fs", "irq", "sysrq-trigger"];
+/// Parts of proc that may be read only. The network's sysctls need `CAP_NET_ADMIN` anyway.
+const READ_ONLY_IN_PROC: [&str; 5] = ["sys", "bus", "fs", "irq", "sysrq-trigger"];
 
 /// The file systems, detached until [`KernelFiles::attach`].
 #[derive(Debug)]
@@ -117,7 +121,7 @@ impl KernelFiles {
 
     /// Hides, protects and replaces parts of them. After [`KernelFiles::attach`].
     pub(super) fn mask(&self, plan: &LaunchPlan<'_>) -> io::Result<()> {
-        self.replace(plan)?;
+        self.forbid_nesting()?;
         for name in HIDDEN_IN_PROC {
             self.hide(self.proc.as_fd(), name)?;
         }
@@ -130,7 +134,7 @@ impl KernelFiles {
                 attach(tree.as_fd(), open(self.proc.as_fd(), name)?.as_fd())?;
             }
         }
-        Ok(())
+        self.replace(plan)
     }
 
     /// `/dev/null`, for the standard streams. After [`KernelFiles::attach`].
@@ -138,17 +142,17 @@ impl KernelFiles {
         Ok(rustix::fs::openat(&self.dev, "null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?)
     }
 
-    /// The sysctls, read only but for the machine's own network's, and the files that tell of
-    /// the machine instead of the host.
+    /// No user namespace within this one: each is a second try at the kernel's privileged parts.
+    fn forbid_nesting(&self) -> io::Result<()> {
+        let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+        let limit = rustix::fs::openat(&self.proc, "sys/user/max_user_namespaces", flags, Mode::empty())?;
+        rustix::io::write(&limit, b"0")?;
+        Ok(())
+    }
+
+    /// Files that tell of the machine instead of the host.
     fn replace(&self, plan: &LaunchPlan<'_>) -> io::Result<()> {
         let proc = self.proc.as_fd();
-        // No user namespace within this one: each is a second try at the kernel's privileged parts.
-        let nested = rustix::fs::openat(proc, "sys/user/max_user_namespaces", OFlags::WRONLY, Mode::empty())?;
-        rustix::io::write(&nested, b"0")?;
-        let net = clone(proc, "sys/net")?;
-        attach(protected(proc, "sys")?.as_fd(), open(proc, "sys")?.as_fd())?;
-        attach(net.as_fd(), open(proc, "sys/net")?.as_fd())?;
-
         let boot_id = format!("{}\n", plan.boot_id);
         self.lay_over(proc, "sys/kernel/random/boot_id", &boot_id, MountAttr::READ_ONLY)?;
         // The guest rewrites this one as memory is used.
@@ -274,13 +278,13 @@ fn meminfo(memory_mb: u32) -> String {
         ("Shmem:", 0),
         ("SReclaimable:", 0),
     ] {
-        text.push_str(&format!("{name:<15} {value:>8} kB\n"));
+        let _ = writeln!(text, "{name:<15} {value:>8} kB");
     }
     text
 }
 
 /// How many processors the machine shows: what it asked for, at most what the warden may use.
 fn processors(wanted: u32) -> io::Result<u32> {
-    let usable = std::thread::available_parallelism()?.get();
+    let usable = usable_processors()?.len();
     Ok(wanted.clamp(1, u32::try_from(usable).unwrap_or(u32::MAX)))
 }

@@ -1,58 +1,98 @@
-//! Launches for real, as root, in a temporary directory.
-
-use std::{ffi::CString, io};
-
-use super::Step;
-
-/// What a test changes about a launch.
-#[derive(Debug, Default)]
-pub(super) struct Trial {
-    /// Runs in the launch's process when the step begins; an error makes the step fail.
-    pub(super) at: Option<(Step, fn() -> io::Result<()>)>,
-    /// In place of the guest's arguments.
-    pub(super) arguments: Option<Vec<CString>>,
-}
-
-// === impl Trial ===
-
-impl Trial {
-    pub(super) fn begin(&self, step: Step) -> io::Result<()> {
-        match self.at {
-            Some((at, act)) if at == step => act(),
-            _ => Ok(()),
-        }
-    }
-}
+//! Launches for real, as root, in a temporary directory and with a shell as the guest.
+//!
+//! Each test runs in a forked process with one thread and its own mount namespace, as the warden is: so its
+//! mounts, children and descriptors can be compared before and after.
 
 use std::{
+    collections::BTreeSet,
+    ffi::CString,
     fs::{self, File},
-    io::Write,
+    io::{self, Read, Write},
     os::{
-        fd::{AsFd, BorrowedFd, OwnedFd},
-        unix::{fs::PermissionsExt, net::UnixListener},
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+        unix::{
+            fs::{MetadataExt, PermissionsExt, symlink},
+            net::UnixListener,
+        },
     },
-    path::Path,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
-use rustix::fs::{MemfdFlags, Mode, OFlags};
+use rustix::{
+    fs::{MemfdFlags, Mode, OFlags},
+    mount::{MountFlags, MountPropagationFlags, UnmountFlags},
+    process::{Pid, Signal},
+};
 use uuid::Uuid;
 
-use super::{LaunchError, LaunchMount, LaunchPlan, Launched, Launcher, Launching, StatsFiles};
-use crate::{sandbox::Resources, warden::slot::Slot};
+use super::{
+    LaunchError, LaunchMount, LaunchPlan, Launched, Launcher, Launching, StatsFiles, Step, trial::At,
+};
+use crate::{
+    sandbox::Resources,
+    warden::{slot::Slot, syscall, worker::fork_into},
+};
 
 /// Far from the ranges of any instance.
 const BASE: u32 = 0x3000_0000;
 const PATIENCE: Duration = Duration::from_secs(20);
+const TEST_TIME: Duration = Duration::from_mins(2);
+static TURN: Mutex<()> = Mutex::new(());
 
 /// A machine's files: an image with a shell, and an empty writable layer.
 struct Bench {
-    dir: tempfile::TempDir,
     slot: Slot,
-    lowers: Vec<OwnedFd>,
+    /// Image directories with their mount points.
+    images: Vec<(&'static str, Vec<OwnedFd>)>,
     disk: OwnedFd,
     guest: OwnedFd,
     listener: UnixListener,
+    work: File,
+    dir: tempfile::TempDir,
+}
+
+/// Runs a test as the warden would: root, one thread, mounts of its own.
+fn alone(test: fn(&[u8])) {
+    let Ok(shell) = fs::read("/bin/busybox") else {
+        println!("skipped: install busybox-static to run the launcher's tests");
+        return;
+    };
+    // One after the other: a fork while another test panics would inherit the panic's lock.
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let (mut said, says) = io::pipe().unwrap();
+    let child = fork_into(|| {
+        let outcome = syscall::unshare_mounts()
+            .and_then(|()| {
+                Ok(rustix::mount::mount_change(
+                    "/",
+                    MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
+                )?)
+            })
+            .map_err(|error| format!("run the tests as root: {error}"))
+            .and_then(|()| catch_unwind(AssertUnwindSafe(|| test(&shell))).map_err(|panic| words(&panic)));
+        let Err(message) = outcome else { return 0 };
+        let _ = (&says).write_all(message.as_bytes());
+        1
+    })
+    .unwrap();
+    drop(says);
+    if !happens(said.as_fd(), TEST_TIME) {
+        let _ = rustix::process::kill_process(child, Signal::KILL);
+        super::reap(child);
+        panic!("not done in {TEST_TIME:?}");
+    }
+    let mut message = String::new();
+    said.read_to_string(&mut message).unwrap();
+    let status = super::reap(child).unwrap();
+    assert_eq!(status.exit_status(), Some(0), "{message}");
+}
+
+fn words(panic: &Box<dyn std::any::Any + Send>) -> String {
+    let text = panic.downcast_ref::<String>().cloned();
+    text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned())).unwrap_or_default()
 }
 
 fn directory(path: &Path) -> OwnedFd {
@@ -63,40 +103,44 @@ fn memfd(bytes: &[u8]) -> OwnedFd {
     let mut file = File::from(rustix::fs::memfd_create("firkin-guest", MemfdFlags::CLOEXEC).unwrap());
     file.write_all(bytes).unwrap();
     // An executable that is open for writing is busy.
-    let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file));
-    File::open(path).unwrap().into()
+    File::open(format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap().into()
 }
 
 // === impl Bench ===
 
 impl Bench {
-    /// None (and a word on it) where the host has no static shell to put into an image.
-    fn new(index: u32) -> Option<Self> {
-        let Ok(shell) = fs::read("/bin/busybox") else {
-            println!("skipped: install busybox-static to run the launcher's tests");
-            return None;
-        };
+    fn new(shell: &[u8]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
-        for name in ["image/bin", "image/etc", "image/proc", "image/tmp", "disk/ru", "disk/rw"] {
+        for name in ["image/bin", "image/etc", "image/tmp", "disk/ru", "disk/rw", "disk/uu", "disk/uw"] {
             fs::create_dir_all(at(name)).unwrap();
         }
-        fs::write(at("image/bin/busybox"), &shell).unwrap();
+        fs::write(at("image/bin/busybox"), shell).unwrap();
         fs::set_permissions(at("image/bin/busybox"), fs::Permissions::from_mode(0o755)).unwrap();
         fs::set_permissions(at("image/tmp"), fs::Permissions::from_mode(0o1777)).unwrap();
         fs::write(at("image/etc/lower"), "lower\n").unwrap();
-        Some(Self {
-            slot: Slot::make(index, BASE + index * 65_536).unwrap(),
-            lowers: vec![directory(&at("image"))],
+        Self {
+            slot: Slot::make(3, BASE).unwrap(),
+            images: vec![("", vec![directory(&at("image"))])],
             disk: directory(&at("disk")),
-            guest: memfd(&shell),
+            guest: memfd(shell),
             listener: UnixListener::bind(at("link.sock")).unwrap(),
+            work: File::create(at("work.procs")).unwrap(),
             dir,
-        })
+        }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
     }
 
     fn start(&self, launcher: &Launcher) -> Result<Launching, LaunchError> {
-        let mounts = [LaunchMount { at: "", lowers: &self.lowers, upper: "ru", work: "rw" }];
+        let mounts: Vec<LaunchMount<'_>> = self
+            .images
+            .iter()
+            .zip([("ru", "rw"), ("uu", "uw")])
+            .map(|((at, lowers), (upper, work))| LaunchMount { at, lowers, upper, work })
+            .collect();
         launcher.start(&LaunchPlan {
             sandbox: "i0123456789abcdefghij".parse().unwrap(),
             slot: &self.slot,
@@ -105,7 +149,7 @@ impl Bench {
             guest: self.guest.as_fd(),
             listener: self.listener.as_fd(),
             guest_cgroups: &[],
-            work_cgroups: &[],
+            work_cgroups: &[self.work.as_fd()],
             stats: StatsFiles::default(),
             hostname: "machine",
             boot_id: Uuid::from_u128(7),
@@ -113,35 +157,44 @@ impl Bench {
         })
     }
 
-    /// Runs a script as the machine's first process and returns what it wrote to `/out`.
+    /// Runs a script as the machine's first process and returns what it wrote.
     fn script(&self, script: &str) -> String {
+        self.script_at(script, None)
+    }
+
+    fn script_at(&self, script: &str, at: Option<At>) -> String {
         let mut launcher = Launcher::new().unwrap();
-        launcher.trial.arguments = Some(shell(script));
+        let script = format!("/bin/busybox --install -s /bin; export PATH=/bin; exec >/out 2>&1; {script}");
+        launcher.trial.arguments = Some(arguments(&["sh", "-c", &script]));
+        launcher.trial.at = at;
         let machine = finish(self.start(&launcher).unwrap()).unwrap();
-        await_end(machine);
-        fs::read_to_string(self.dir.path().join("disk/ru/out")).unwrap_or_default()
+        assert!(machine.start_time > 0);
+        await_end(&machine);
+        fs::read_to_string(self.path("disk/ru/out")).unwrap_or_default()
     }
 }
 
-fn shell(script: &str) -> Vec<CString> {
-    let script = format!("/bin/busybox --install -s /bin; export PATH=/bin; exec >/out 2>&1; {script}");
-    ["sh", "-c", script.as_str()].map(|text| CString::new(text).unwrap()).to_vec()
+fn arguments(texts: &[&str]) -> Vec<CString> {
+    texts.iter().map(|text| CString::new(*text).unwrap()).collect()
 }
 
-/// Waits until a descriptor is readable or hung up.
-fn await_event(fd: BorrowedFd<'_>) {
-    let deadline = Instant::now() + PATIENCE;
+/// Whether a descriptor becomes readable or hangs up in time.
+fn happens(fd: BorrowedFd<'_>, patience: Duration) -> bool {
+    let deadline = Instant::now() + patience;
     loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let left = nix::poll::PollTimeout::try_from(left).unwrap();
+        let left =
+            nix::poll::PollTimeout::try_from(deadline.saturating_duration_since(Instant::now())).unwrap();
         let mut fds = [nix::poll::PollFd::new(fd, nix::poll::PollFlags::POLLIN)];
         match nix::poll::poll(&mut fds, left) {
-            Ok(0) => panic!("nothing happened in {PATIENCE:?}"),
-            Ok(_) => return,
+            Ok(events) => return events > 0,
             Err(nix::Error::EINTR) => {}
             Err(error) => panic!("{error}"),
         }
     }
+}
+
+fn await_event(fd: BorrowedFd<'_>) {
+    assert!(happens(fd, PATIENCE), "nothing happened in {PATIENCE:?}");
 }
 
 fn finish(launching: Launching) -> Result<Launched, LaunchError> {
@@ -149,13 +202,283 @@ fn finish(launching: Launching) -> Result<Launched, LaunchError> {
     launching.finish()
 }
 
-fn await_end(machine: Launched) {
+fn await_end(machine: &Launched) {
     await_event(machine.pidfd.as_fd());
-    super::reap(rustix::process::Pid::from_raw(machine.pid).unwrap());
+    super::reap(Pid::from_raw(machine.pid).unwrap());
+}
+
+/// Commands as a script that says of each whether it succeeded.
+fn attempts(commands: &[&str]) -> String {
+    let attempts =
+        commands.iter().map(|command| format!("({command}) >/dev/null 2>&1 && echo yes || echo no"));
+    attempts.collect::<Vec<_>>().join("\n")
 }
 
 #[test]
-fn a_script_runs() {
-    let Some(bench) = Bench::new(1) else { return };
-    println!("{}", bench.script("id; ls -la / /dev /proc/self/fd; cat /proc/mounts /proc/self/status /proc/meminfo; hostname; nproc; ip a; cat /proc/self/maps; ls -l /proc/self/; cat /proc/sys/kernel/random/boot_id; cat /proc/cgroups /proc/self/cgroup /proc/self/mountinfo; ulimit -a;free"));
+fn a_machine_is_what_the_plan_says() {
+    alone(|shell| {
+        let bench = Bench::new(shell);
+        let out = bench.script(
+            "echo $$; id -u; hostname; nproc; cat /proc/sys/kernel/random/boot_id /sys/devices/system/cpu/online;
+            stat -c %u:%g /etc /etc/lower; grep -c . /proc/self/uid_map; awk '{print $3}' /proc/self/uid_map;
+            awk '/MemTotal/{print $2}' /proc/meminfo; grep -E '^(CapBnd|NoNewPrivs|Seccomp):' /proc/self/status;
+            umask; pwd; env | grep -v -E '^(PATH|PWD|SHLVL)='; ls /proc/$$/fd | tr '\\n' ' '; echo; echo told >&4;
+            ping -c 1 -w 2 127.0.0.1 >/dev/null && echo pong",
+        );
+        let lines: Vec<&str> = out.lines().map(str::trim).collect();
+        let expected = [
+            "1",
+            "0",
+            "machine",
+            "1",
+            "00000000-0000-0000-0000-000000000007",
+            "0",
+            "0:0",
+            "0:0",
+            "1",
+            "65536",
+            "524288",
+            "NoNewPrivs:\t0",
+            "Seccomp:\t2",
+            "0022",
+            "/",
+            "0 1 2 3 4",
+            "pong",
+        ];
+        let found: Vec<&str> = lines.iter().copied().filter(|line| !line.starts_with("CapBnd")).collect();
+        assert_eq!(found, expected, "{out}");
+        assert!(out.contains("CapBnd:\t00000000a80425fb"), "{out}");
+        assert_eq!(fs::read_to_string(bench.path("work.procs")).unwrap(), "told\n");
+    });
+}
+
+#[test]
+fn the_writable_layer_keeps_plain_ids_and_the_image_stays() {
+    alone(|shell| {
+        let bench = Bench::new(shell);
+        let out = bench.script(
+            "echo mine > /made; chown 1000:1000 /made; echo more >> /etc/lower; rm /bin/busybox; cat /made",
+        );
+        assert_eq!(out, "mine\n", "rm and cat: the shell has them built in");
+        let made = fs::metadata(bench.path("disk/ru/made")).unwrap();
+        assert_eq!((made.uid(), made.gid()), (1000, 1000));
+        assert_eq!(fs::read_to_string(bench.path("disk/ru/etc/lower")).unwrap(), "lower\nmore\n");
+        assert_eq!(fs::read_to_string(bench.path("image/etc/lower")).unwrap(), "lower\n");
+        assert!(bench.path("image/bin/busybox").exists());
+    });
+}
+
+#[test]
+fn a_second_overlay_lies_on_usr() {
+    alone(|shell| {
+        let mut bench = Bench::new(shell);
+        for name in ["top", "low"] {
+            fs::create_dir_all(bench.path(name)).unwrap();
+            fs::write(bench.path(name).join("which"), name).unwrap();
+            fs::write(bench.path(name).join(name), name).unwrap();
+        }
+        let lowers = ["top", "low"].map(|name| directory(&bench.path(name)));
+        bench.images.push(("usr", lowers.into()));
+        let out = bench.script("cat /usr/which; ls /usr; echo new > /usr/new");
+        assert_eq!(out, "toplow\ntop\nwhich\n");
+        assert_eq!(fs::read_to_string(bench.path("disk/uu/new")).unwrap(), "new\n");
+    });
+}
+
+#[test]
+fn root_inside_can_undo_nothing() {
+    alone(|shell| {
+        let bench = Bench::new(shell);
+        let allowed = [
+            "mkfifo /tmp/fifo",
+            "mkdir /tmp/d && chroot / true",
+            "chown 1000 /etc/lower",
+            "echo MemFree > /proc/meminfo",
+            "echo x > /dev/null",
+            "test -n \"$(cat /proc/sys/kernel/hostname)\"",
+        ];
+        let refused = [
+            "mount -t tmpfs none /tmp",
+            "mount -o bind /etc /tmp",
+            "mount -o remount,rw /proc/sys",
+            "mount -o remount,rw /sys",
+            "umount /proc/sys",
+            "umount /proc/meminfo",
+            "umount /proc/keys",
+            "unshare -U true",
+            "unshare -m true",
+            "unshare -n true",
+            "mknod /tmp/n b 254 0",
+            "mknod /tmp/c c 1 1",
+            "hostname other",
+            "echo other > /proc/sys/kernel/hostname",
+            "echo x > /proc/sys/kernel/core_pattern",
+            "echo 10 > /proc/sys/user/max_user_namespaces",
+            "echo x > /proc/sysrq-trigger",
+            "echo x > /proc/sys/kernel/random/boot_id",
+            "test -n \"$(cat /proc/keys)\"",
+            "test -n \"$(cat /proc/timer_list)\"",
+            "test -n \"$(cat /proc/kcore | head -c 1)\"",
+            "test -n \"$(ls /sys/firmware)\"",
+            "echo x > /sys/kernel/uevent_helper",
+            "ls /proc/1/root/home",
+            "dmesg",
+            "echo 512 > /proc/sys/net/core/somaxconn",
+        ];
+        assert_eq!(bench.script(&attempts(&allowed)), "yes\n".repeat(allowed.len()));
+        let out = bench.script(&attempts(&refused));
+        let done: Vec<&str> =
+            out.lines().zip(refused).filter(|(done, _)| *done != "no").map(|(_, what)| what).collect();
+        assert_eq!(done, [""; 0]);
+        assert_eq!(out.lines().count(), refused.len());
+    });
+}
+
+#[test]
+fn layers_are_locked_before_anything_runs_in_the_machine() {
+    fn try_to_open_the_image() -> io::Result<()> {
+        // The twin: the writable layer is in reach and writable.
+        File::create("disk/ru/reached")?;
+        let refused = [
+            rustix::mount::mount_remount("l0", MountFlags::BIND, "").err() == Some(rustix::io::Errno::PERM),
+            rustix::mount::unmount("l0", UnmountFlags::DETACH).err() == Some(rustix::io::Errno::INVAL),
+            File::create("l0/etc/planted").err().and_then(|error| error.raw_os_error()) == Some(libc::EROFS),
+            rustix::mount::unmount("disk", UnmountFlags::DETACH).err() == Some(rustix::io::Errno::INVAL),
+        ];
+        match refused.iter().position(|refused| !refused) {
+            None => Ok(()),
+            Some(number) => Err(io::Error::from_raw_os_error(200 + i32::try_from(number).unwrap())),
+        }
+    }
+    alone(|shell| {
+        let bench = Bench::new(shell);
+        bench.script_at("true", Some((Step::Overlays, try_to_open_the_image)));
+        assert!(bench.path("disk/ru/reached").exists());
+        assert!(!bench.path("image/etc/planted").exists());
+    });
+}
+
+#[test]
+fn a_link_for_a_mount_point_is_refused() {
+    alone(|shell| {
+        let bench = Bench::new(shell);
+        assert_eq!(bench.script("echo ran"), "ran\n");
+        fs::remove_dir(bench.path("disk/ru/proc")).unwrap();
+        symlink("/etc", bench.path("image/proc")).unwrap();
+        let launcher = Launcher::new().unwrap();
+        let error = finish(bench.start(&launcher).unwrap()).unwrap_err();
+        assert!(matches!(error, LaunchError::Step { step: Step::Attach, .. }), "{error}");
+    });
+}
+
+/// What a launch might leave behind: mounts, descriptors, processes.
+fn remains(bench: &Bench) -> (String, BTreeSet<String>, BTreeSet<String>) {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let descriptors = fs::read_dir("/proc/self/fd")
+        .unwrap()
+        .flatten()
+        .filter_map(|entry| Some(format!("{:?} {:?}", entry.file_name(), fs::read_link(entry.path()).ok()?)))
+        .filter(|text| !text.contains("/fd\""))
+        .collect();
+    let ids = BASE..BASE + 65_536;
+    let me = std::process::id().to_string();
+    let processes = fs::read_dir("/proc")
+        .unwrap()
+        .flatten()
+        .filter_map(|entry| {
+            let status = fs::read_to_string(entry.path().join("status")).ok()?;
+            let field = |name: &str| {
+                status.lines().find_map(|line| line.strip_prefix(name)?.split_whitespace().next())
+            };
+            let inside = field("Uid:")?.parse().is_ok_and(|uid: u32| ids.contains(&uid));
+            (inside || field("PPid:")? == me).then(|| status.lines().next().unwrap_or_default().to_owned())
+        })
+        .collect();
+    (mounts, descriptors, processes)
+}
+
+#[test]
+fn a_launch_that_fails_at_any_step_leaves_nothing() {
+    fn fail() -> io::Result<()> {
+        Err(io::Error::from_raw_os_error(libc::EXDEV))
+    }
+    fn be_killed() -> io::Result<()> {
+        let _ = rustix::process::kill_process(rustix::process::getpid(), Signal::KILL);
+        // The first process of a pid namespace cannot kill itself.
+        syscall::end_process(9)
+    }
+    alone(|shell| {
+        let bench = Bench::new(shell);
+        let mut launcher = Launcher::new().unwrap();
+        launcher.trial.arguments = Some(arguments(&["true"]));
+        let before = remains(&bench);
+        assert_eq!(before.2, BTreeSet::new());
+        await_end(&finish(bench.start(&launcher).unwrap()).unwrap());
+        assert_eq!(remains(&bench), before, "after a success");
+        for step in Step::ALL.into_iter().skip_while(|step| *step != Step::Cgroups) {
+            launcher.trial.at = Some((step, fail));
+            match finish(bench.start(&launcher).unwrap()) {
+                Err(LaunchError::Step { step: at, source }) => {
+                    assert_eq!((at, source.raw_os_error()), (step, Some(libc::EXDEV)));
+                }
+                other => panic!("{step:?}: {other:?}"),
+            }
+            assert_eq!(remains(&bench), before, "after failing at {step:?}");
+            launcher.trial.at = Some((step, be_killed));
+            let killed = finish(bench.start(&launcher).unwrap());
+            // Killed in the very last step is killed as a guest: that shows on the pidfd.
+            match killed {
+                Ok(machine) if step == Step::Exec => await_end(&machine),
+                Err(LaunchError::Killed(at)) => assert_eq!(at, step),
+                other => panic!("{step:?}: {other:?}"),
+            }
+            assert_eq!(remains(&bench), before, "after being killed at {step:?}");
+        }
+        launcher.trial.at = None;
+        launcher.trial.arguments = Some(arguments(&["sleep", "1000"]));
+        drop(bench.start(&launcher).unwrap());
+        let finished = bench.start(&launcher).unwrap();
+        await_event(finished.as_fd());
+        drop(finished);
+        assert_eq!(remains(&bench), before, "after being dropped");
+    });
+}
+
+#[test]
+fn several_launches_may_be_under_way() {
+    alone(|shell| {
+        let benches: Vec<Bench> = (0..4).map(|_| Bench::new(shell)).collect();
+        let mut launcher = Launcher::new().unwrap();
+        launcher.trial.arguments = Some(arguments(&["sh", "-c", "echo here > /out"]));
+        let under_way: Vec<Launching> = benches.iter().map(|bench| bench.start(&launcher).unwrap()).collect();
+        let machines: Vec<Launched> =
+            under_way.into_iter().rev().map(|launching| finish(launching).unwrap()).collect();
+        machines.iter().for_each(await_end);
+        for bench in &benches {
+            assert_eq!(fs::read_to_string(bench.path("disk/ru/out")).unwrap(), "here\n");
+        }
+    });
+}
+
+#[test]
+#[ignore = "a measurement: run it alone, in release, with --nocapture"]
+fn time_of_a_launch() {
+    alone(|shell| {
+        let bench = Bench::new(shell);
+        let mut launcher = Launcher::new().unwrap();
+        launcher.trial.arguments = Some(arguments(&["true"]));
+        let mut times: Vec<Duration> = (0..200)
+            .map(|_| {
+                let begin = Instant::now();
+                let machine = finish(bench.start(&launcher).unwrap()).unwrap();
+                let took = begin.elapsed();
+                await_end(&machine);
+                took
+            })
+            .collect();
+        times.sort_unstable();
+        let line =
+            format!("launch to exec: p50 {:?} p90 {:?} max {:?}\n", times[100], times[180], times[199]);
+        let _ = io::stderr().write_all(line.as_bytes());
+    });
 }

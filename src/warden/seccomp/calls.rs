@@ -320,7 +320,7 @@ pub(super) const ALLOWED_X86_64: &[&str] = &[
 ];
 
 /// What is refused with EPERM, as a process without the privilege would see it. All other calls
-/// that are not allowed, io_uring, userfaultfd and clone3 among them, answer ENOSYS, on which
+/// that are not allowed, `io_uring`, userfaultfd and clone3 among them, answer ENOSYS, on which
 /// programs fall back to an older call.
 pub(super) const DENIED: &[&str] = &[
     // mounts and namespaces
