@@ -5,7 +5,7 @@
 //! by one message, and a gateway that dies loses nothing but its connections.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, hash_map::Entry},
     fmt,
     os::fd::OwnedFd,
     path::Path,
@@ -43,6 +43,14 @@ pub struct NamespaceEngine {
     client: WardenClient,
     run: Arc<OwnedFd>,
     exits: Arc<Exits>,
+    creating: Arc<Creating>,
+}
+
+/// Creates under way, and those whose caller went away and that are being undone: a second one
+/// for the same sandbox waits for their end.
+#[derive(Debug, Default)]
+struct Creating {
+    sandboxes: Mutex<HashMap<SandboxId, CancellationToken>>,
 }
 
 /// Who waits for which machine's end.
@@ -81,7 +89,8 @@ impl NamespaceEngine {
         let client = WardenClient::new(socket).map_err(|error| host("watch the helper's socket", error))?;
         let exits = Arc::new(Exits::default());
         tokio::spawn(watch(client.clone(), client.events(), Arc::downgrade(&exits)));
-        let engine = Arc::new(Self { client: client.clone(), run: Arc::new(run), exits });
+        let engine =
+            Arc::new(Self { client: client.clone(), run: Arc::new(run), exits, creating: Arc::default() });
         Ok((engine, client))
     }
 
@@ -115,6 +124,7 @@ impl Engine for NamespaceEngine {
 
     async fn create(&self, spec: MachineSpec) -> Result<Arc<dyn Machine>, EngineError> {
         let (sandbox, generation, build) = (spec.sandbox, spec.generation, spec.build);
+        let turn = self.creating.turn(sandbox).await;
         // Registered before the warden knows of it, so that no exit is missed.
         let _ = self.exits.of(sandbox, generation);
         let call = Call::CreateMachine(CreateMachine {
@@ -128,6 +138,7 @@ impl Engine for NamespaceEngine {
         let (hand_over, made) = tokio::sync::oneshot::channel();
         // Its own task: the caller may go away at any time, the machine must not be left behind.
         tokio::spawn(async move {
+            let _turn = turn;
             let answer = client.call(call).await;
             let created = answer.is_ok();
             if !created {
@@ -164,15 +175,48 @@ impl Engine for NamespaceEngine {
 
     async fn sweep(&self, keep: &[SandboxId]) -> Result<Vec<SandboxId>, EngineError> {
         let live = self.client.machines().await.map_err(|error| error.during("list machines"))?;
-        let orphans: Vec<SandboxId> =
-            live.iter().map(|info| info.sandbox).filter(|sandbox| !keep.contains(sandbox)).collect();
-        let ends = orphans
-            .iter()
-            .map(|sandbox| self.client.call(Call::StopMachine { sandbox: *sandbox, keep_disk: false }));
-        for ended in futures_util::future::join_all(ends).await {
-            ended.map_err(|error| error.during("end an orphaned machine"))?;
+        let orphans: Vec<MachineInfo> =
+            live.into_iter().filter(|info| !keep.contains(&info.sandbox)).collect();
+        let ends = orphans.iter().map(async |info| {
+            self.client.call(Call::StopMachine { sandbox: info.sandbox, keep_disk: false }).await?;
+            // Somebody may hold a handle of it all the same.
+            self.exits.end(info.sandbox, info.generation);
+            Ok(info.sandbox)
+        });
+        let ended: Result<_, ClientError> = futures_util::future::join_all(ends).await.into_iter().collect();
+        ended.map_err(|error| error.during("end an orphaned machine"))
+    }
+}
+
+// === impl Creating ===
+
+impl Creating {
+    /// Waits until no create of the sandbox is under way. The turn ends when it is dropped.
+    async fn turn(self: &Arc<Self>, sandbox: SandboxId) -> Turn {
+        loop {
+            let busy = match self.sandboxes.lock().entry(sandbox) {
+                Entry::Occupied(other) => other.get().clone(),
+                Entry::Vacant(free) => {
+                    free.insert(CancellationToken::new());
+                    return Turn { creating: Arc::clone(self), sandbox };
+                }
+            };
+            busy.cancelled().await;
         }
-        Ok(orphans)
+    }
+}
+
+/// The right to make a sandbox's machine.
+struct Turn {
+    creating: Arc<Creating>,
+    sandbox: SandboxId,
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        if let Some(token) = self.creating.sandboxes.lock().remove(&self.sandbox) {
+            token.cancel();
+        }
     }
 }
 

@@ -1,29 +1,25 @@
 //! A guest for the tests of its host side: compiled on its own, statically, by `server.rs`.
 //!
-//! It speaks the link's handshake; what follows `CONNECT 49983` is one line: `exit` ends it, `id`
-//! tells who it is, `eat` allocates 64 MiB, anything else comes back. Port 8000 of 127.0.0.1 and port
-//! 8001 of ::1 echo.
+//! It speaks the link's handshake and answers every control message. What follows `CONNECT 49983`
+//! is lines: `exit` ends it, `id` tells who it is, `echo ADDRESS` makes something listen there that
+//! sends every byte back.
 
 use std::{
     fs,
-    io::{BufRead, BufReader, Write},
-    net::TcpListener,
+    io::{self, BufRead, BufReader, Read, Write},
+    net::{Shutdown, TcpListener},
     os::{
         fd::FromRawFd,
         unix::net::{UnixListener, UnixStream},
     },
+    sync::Mutex,
     thread,
 };
 
+/// The attachment that counts.
+static CONTROL: Mutex<Option<UnixStream>> = Mutex::new(None);
+
 fn main() {
-    for address in ["127.0.0.1:8000", "[::1]:8001"] {
-        let listener = TcpListener::bind(address).expect("loopback is up");
-        thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                thread::spawn(move || std::io::copy(&mut &stream, &mut &stream));
-            }
-        });
-    }
     // SAFETY: the boot contract: descriptor 3 is the link's listening socket.
     let link = unsafe { UnixListener::from_raw_fd(3) };
     for stream in link.incoming().flatten() {
@@ -36,24 +32,70 @@ fn serve(mut stream: UnixStream) -> Option<()> {
     let mut line = String::new();
     reader.read_line(&mut line).ok()?;
     match line.trim_end().split(' ').collect::<Vec<_>>()[..] {
-        ["CONTROL", "1", _] => stream.write_all(b"OK 1\n").ok()?,
-        ["CONNECT", "49983"] => stream.write_all(b"OK\n").ok()?,
-        _ => return stream.write_all(b"ERR closed\n").ok(),
-    }
-    line.clear();
-    while reader.read_line(&mut line).ok()? > 0 {
-        match line.trim_end() {
-            "exit" => std::process::exit(0),
-            "id" => {
-                let name = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-                let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-                let uid = status.lines().find(|line| line.starts_with("Uid:")).unwrap_or_default();
-                let uid = uid.split_whitespace().nth(1).unwrap_or_default();
-                writeln!(stream, "{} {uid} {}", name.trim(), std::process::id()).ok()?;
+        ["CONTROL", "1", _] => {
+            let newest = stream.try_clone().ok()?;
+            if let Some(earlier) = CONTROL.lock().ok()?.replace(newest) {
+                let _ = earlier.shutdown(Shutdown::Both);
             }
-            other => writeln!(stream, "{other}").ok()?,
+            stream.write_all(b"OK 1\n").ok()?;
+            control(reader, stream)
         }
+        ["CONNECT", "49983"] => {
+            stream.write_all(b"OK\n").ok()?;
+            commands(reader, stream)
+        }
+        _ => stream.write_all(b"ERR closed\n").ok(),
+    }
+}
+
+fn control(mut reader: BufReader<UnixStream>, mut stream: UnixStream) -> Option<()> {
+    loop {
+        let mut length = [0; 4];
+        reader.read_exact(&mut length).ok()?;
+        let mut json = vec![0; u32::from_be_bytes(length) as usize];
+        reader.read_exact(&mut json).ok()?;
+        let json = String::from_utf8(json).ok()?;
+        let seq: String = json.split_once("\"seq\":")?.1.chars().take_while(char::is_ascii_digit).collect();
+        let answer = format!(r#"{{"type":"done","seq":{seq},"error":null}}"#);
+        stream.write_all(&u32::try_from(answer.len()).ok()?.to_be_bytes()).ok()?;
+        stream.write_all(answer.as_bytes()).ok()?;
+    }
+}
+
+fn commands(mut reader: BufReader<UnixStream>, mut stream: UnixStream) -> Option<()> {
+    let mut line = String::new();
+    while reader.read_line(&mut line).ok()? > 0 {
+        let answer = match line.trim_end().split(' ').collect::<Vec<_>>()[..] {
+            ["exit"] => std::process::exit(0),
+            ["id"] => identity(),
+            ["echo", address] => match TcpListener::bind(address) {
+                Ok(listener) => {
+                    thread::spawn(move || echo(&listener));
+                    "listening".to_owned()
+                }
+                Err(error) => error.to_string(),
+            },
+            _ => "what?".to_owned(),
+        };
+        writeln!(stream, "{answer}").ok()?;
         line.clear();
     }
     Some(())
+}
+
+fn identity() -> String {
+    let name = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let uid = status.lines().find(|line| line.starts_with("Uid:")).unwrap_or_default();
+    let uid = uid.split_whitespace().nth(1).unwrap_or_default();
+    format!("{} {uid} {}", name.trim(), std::process::id())
+}
+
+fn echo(listener: &TcpListener) {
+    for stream in listener.incoming().flatten() {
+        thread::spawn(move || {
+            let _ = io::copy(&mut &stream, &mut &stream);
+            let _ = stream.shutdown(Shutdown::Write);
+        });
+    }
 }

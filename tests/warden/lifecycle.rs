@@ -7,6 +7,7 @@ use firkin::{
     runtime::{
         engine::{Engine, EngineError, Machine, MachineSpec},
         link::{LinkError, LinkStream},
+        namespace::NamespaceEngine,
     },
     sandbox::ENVD_PORT,
     wire::{
@@ -17,6 +18,7 @@ use firkin::{
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::server::{Data, Server, pid, shut_down, spec};
+use crate::runtime::contract::{self, Subject};
 use crate::support::host::{Host, Scope, descriptors};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -71,6 +73,38 @@ async fn speaks(machine: &Arc<dyn Machine>) {
     assert_eq!(ask(&mut stream, "id").await, "e2b.local 0 1");
 }
 
+async fn listen(machine: &Arc<dyn Machine>, address: &str) {
+    let mut stream = machine.link().open(ENVD_PORT).await.unwrap();
+    assert_eq!(ask(&mut stream, &format!("echo {address}")).await, "listening");
+}
+
+/// The same contract as every engine's.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_engine_contract_holds() {
+    let Some(data) = Data::new() else { return };
+    let server = data.serve().await;
+    let build = data.image();
+    let scope = server.scope.clone();
+    let subject = Subject {
+        engine: Arc::<NamespaceEngine>::clone(&server.engine),
+        build,
+        resources: spec(build).resources,
+        echo: Box::new(|machine, port| {
+            Box::pin(async move { listen(&machine, &format!("127.0.0.1:{port}")).await })
+        }),
+        census: Box::new(move || {
+            let mut host = scope.look();
+            // Files may still be on their way out, says the contract.
+            host.entries.retain(|entry| !entry.to_string_lossy().contains(".trash"));
+            vec![format!("{host:#?}")]
+        }),
+    };
+    assert!(server.client.machines().await.unwrap().is_empty());
+    contract::hold(&subject).await;
+    server.client.shutdown(true).await.unwrap();
+    server.scope.settles_as(&Host::default());
+}
+
 /// What is left when nothing is: the rooms of a server that runs without machines.
 async fn idle(server: &Server) -> Host {
     assert!(server.client.machines().await.unwrap().is_empty());
@@ -86,7 +120,8 @@ async fn a_machine_speaks_and_goes_without_a_trace() {
     speaks(&machine).await;
     let (_, generation) = machine.link().open_control(Nonce([1; 16])).await.unwrap();
     assert_eq!(generation, 1);
-    for port in [8000, 8001] {
+    for (address, port) in [("127.0.0.1:8000", 8000), ("[::1]:8001", 8001), ("0.0.0.0:8003", 8003)] {
+        listen(&machine, address).await;
         let mut stream = machine.link().open(port).await.unwrap();
         assert_eq!(ask(&mut stream, "hello").await, "hello");
     }
@@ -193,6 +228,7 @@ async fn cost_of_a_hundred_machines() {
         speaks(machine.as_ref().unwrap()).await;
     }
     let start = std::time::Instant::now();
+    listen(made[0].as_ref().unwrap(), "127.0.0.1:8000").await;
     for _ in 0..100 {
         drop(made[0].as_ref().unwrap().link().open(8000).await.unwrap());
     }
