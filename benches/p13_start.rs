@@ -16,7 +16,7 @@ use crate::support::{
     server::{Home, Running, binary},
 };
 
-const PATIENCE: Duration = Duration::from_secs(180);
+const PATIENCE: Duration = Duration::from_mins(3);
 const POLL: Duration = Duration::from_micros(200);
 const MIB: f64 = 1024.0 * 1024.0;
 

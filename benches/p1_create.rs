@@ -25,9 +25,9 @@ pub(crate) async fn run(report: &mut Report) -> anyhow::Result<()> {
     let (mut creates, mut clones) = (Series::default(), Series::default());
     for round in 0..WARM_UP + samples(500) {
         let begin = Instant::now();
-        let created = client.create().await;
+        let answer = client.create().await;
         let took = begin.elapsed();
-        let (sandbox, _) = created.with_context(|| server.log())?;
+        let (sandbox, _) = answer.with_context(|| server.log())?;
         let begin = Instant::now();
         clone_exec_reap()?;
         let reference = begin.elapsed();
