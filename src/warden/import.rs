@@ -1,9 +1,35 @@
 //! Root file systems from outside become images.
+//!
+//! What comes in is hostile. It is unpacked by a child process that has no network, no other
+//! file system than the draft (its root is the draft's own layer), no capability but those that
+//! give files their owners, and no way to gain one; and in there only through
+//! [`Tree`](super::image::Tree), which follows no link. The child is killed with its parent; what it leaves is a
+//! draft, which the next maker removes. Setuid files stay setuid: they are so only inside a
+//! machine, where ids are mapped; ids outside of the mapped range, devices, sockets, pipes,
+//! capabilities of files and overlay marks do not come in.
 
-use std::{io::Read, os::fd::BorrowedFd};
+use std::{
+    io::Read,
+    os::fd::{AsFd, BorrowedFd},
+};
 
-use super::image::ImageError;
-use crate::{id::BuildId, wire::warden::ImageInfo};
+use super::image::{Doing as _, Draft, ImageError, Tree};
+use crate::{
+    id::BuildId,
+    wire::warden::{ImageInfo, ImageKind},
+};
+
+mod archive;
+mod complete;
+mod confine;
+mod directory;
+#[cfg(test)]
+mod tests;
+
+/// Ids at or above this have no owner in a machine.
+const IDS: u64 = 65_536;
+/// Entries between two lines of progress.
+const PROGRESS: u64 = 20_000;
 
 /// How much an import may bring.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +59,26 @@ pub struct Import<'a> {
     pub limits: Limits,
 }
 
+/// Why a tree is not taken in.
+#[derive(Debug, thiserror::Error)]
+enum Refusal {
+    /// An entry that no honest archive has.
+    #[error("{0}")]
+    Content(String),
+    /// A step failed.
+    #[error("{what}: {error}")]
+    Step { what: String, error: std::io::Error },
+}
+
+/// What has come in so far.
+struct Intake<'a> {
+    limits: Limits,
+    bytes: u64,
+    entries: u64,
+    skipped: u64,
+    progress: &'a mut dyn FnMut(&str),
+}
+
 /// Copies a root file system from a directory. Call it as root, in a process with one thread.
 pub fn import_dir(
     store: BorrowedFd<'_>,
@@ -40,8 +86,7 @@ pub fn import_dir(
     import: &Import<'_>,
     progress: &mut dyn FnMut(&str),
 ) -> Result<ImageInfo, ImageError> {
-    let _ = (store, rootfs, import, progress);
-    Err(ImageError::Refused("this version does not import directories yet".to_owned()))
+    take_in(store, import, progress, |tree, intake| directory::copy(rootfs, tree, intake))
 }
 
 /// Unpacks a root file system from a tar archive, plain or gzip. Call it as root, in a process
@@ -52,6 +97,54 @@ pub fn import_tar(
     import: &Import<'_>,
     progress: &mut dyn FnMut(&str),
 ) -> Result<ImageInfo, ImageError> {
-    let _ = (store, archive, import, progress);
-    Err(ImageError::Refused("this version does not import archives yet".to_owned()))
+    take_in(store, import, progress, |tree, intake| archive::unpack(archive, tree, intake))
+}
+
+fn take_in(
+    store: BorrowedFd<'_>,
+    import: &Import<'_>,
+    progress: &mut dyn FnMut(&str),
+    unpack: impl FnOnce(&mut Tree, &mut Intake<'_>) -> Result<(), Refusal>,
+) -> Result<ImageInfo, ImageError> {
+    let draft = Draft::begin(store, import.build)?;
+    let tree = draft.layer("root")?;
+    let top = tree.as_fd().try_clone_to_owned().doing(|| "keep the draft open".to_owned())?;
+    let notice = confine::run(top.as_fd(), progress, |progress| {
+        let mut tree = tree;
+        let mut intake = Intake { limits: import.limits, bytes: 0, entries: 0, skipped: 0, progress };
+        unpack(&mut tree, &mut intake)?;
+        complete::complete(&mut tree, import.sudo, intake.skipped)
+    })?;
+    draft.finish(ImageKind::Imported, None, notice)
+}
+
+// === impl Intake ===
+
+impl Intake<'_> {
+    /// Counts one entry and its bytes; refuses what is over the limits.
+    fn count(&mut self, bytes: u64) -> Result<(), Refusal> {
+        self.entries += 1;
+        self.bytes = self.bytes.saturating_add(bytes);
+        if self.entries > self.limits.entries || self.bytes > self.limits.bytes {
+            let Limits { bytes, entries } = self.limits;
+            return Err(Refusal::Content(format!("it holds more than {bytes} bytes or {entries} entries")));
+        }
+        if self.entries.is_multiple_of(PROGRESS) {
+            (self.progress)(&format!("{} files, {} MiB", self.entries, self.bytes >> 20));
+        }
+        Ok(())
+    }
+}
+
+/// Names the entry at which a step failed.
+fn at<E: Into<std::io::Error>>(path: &[u8]) -> impl Fn(E) -> Refusal {
+    move |error| Refusal::Step { what: String::from_utf8_lossy(path).into_owned(), error: error.into() }
+}
+
+/// An owner, if a machine has it.
+fn owner(path: &[u8], id: u64) -> Result<u32, Refusal> {
+    u32::try_from(id).ok().filter(|_| id < IDS).ok_or_else(|| {
+        let path = String::from_utf8_lossy(path);
+        Refusal::Content(format!("{path} belongs to id {id}; machines have ids up to {}", IDS - 1))
+    })
 }

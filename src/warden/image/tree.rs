@@ -116,6 +116,13 @@ impl Tree {
         fs::symlinkat(target, &*folder, name)
     }
 
+    /// Gives a symbolic link its owner.
+    pub(in crate::warden) fn own_link(&mut self, path: &[u8], access: Access) -> Result<(), Errno> {
+        let (folder, name) = split(path);
+        let folder = self.folder(folder)?;
+        fs::chownat(&*folder, name, uid(access), gid(access), AtFlags::SYMLINK_NOFOLLOW)
+    }
+
     /// A further name for a file of another directory of the same file system.
     pub(in crate::warden) fn link(
         &mut self,

@@ -1,0 +1,87 @@
+//! The child that unpacks: what it loses, and how it says what came of it.
+
+use std::{
+    fs::File,
+    io::{BufRead as _, BufReader, Write as _},
+    os::fd::BorrowedFd,
+};
+
+use nix::sched::CloneFlags;
+use rustix::{
+    process::{Resource, Rlimit, Signal, WaitOptions},
+    thread::{CapabilitySet, CapabilitySets},
+};
+use serde::{Deserialize, Serialize};
+
+use super::Refusal;
+use crate::warden::{
+    image::{Doing as _, ImageError},
+    worker::fork_into,
+};
+
+/// Memory for names and for an archive's headers: a header that claims gigabytes ends the child.
+const MEMORY: u64 = 1 << 30;
+
+#[derive(Debug, Serialize, Deserialize)]
+enum Said {
+    Progress(String),
+    Done(Option<String>),
+    Refused(String),
+}
+
+/// Runs the work in a confined child whose root directory is `top`.
+pub(super) fn run(
+    top: BorrowedFd<'_>,
+    progress: &mut dyn FnMut(&str),
+    work: impl FnOnce(&mut dyn FnMut(&str)) -> Result<Option<String>, Refusal>,
+) -> Result<Option<String>, ImageError> {
+    let (read, write) = std::io::pipe().doing(|| "make a pipe".to_owned())?;
+    let pid = fork_into(move || {
+        let mut pipe = File::from(std::os::fd::OwnedFd::from(write));
+        let mut say = |said: &Said| {
+            let line = serde_json::to_vec(said).unwrap_or_default();
+            let _ = pipe.write_all(&[line.as_slice(), b"\n"].concat());
+        };
+        let outcome = match confine(top) {
+            Ok(()) => {
+                work(&mut |text| say(&Said::Progress(text.to_owned()))).map_err(|refusal| refusal.to_string())
+            }
+            Err(error) => Err(format!("the unpacking process cannot be confined: {error}")),
+        };
+        say(&outcome.map_or_else(Said::Refused, Said::Done));
+        0
+    })
+    .doing(|| "start the unpacking process".to_owned())?;
+    let mut last = None;
+    for line in BufReader::new(File::from(std::os::fd::OwnedFd::from(read))).lines().map_while(Result::ok) {
+        match serde_json::from_str(&line) {
+            Ok(Said::Progress(text)) => progress(&text),
+            Ok(said) => last = Some(said),
+            Err(_) => break,
+        }
+    }
+    while matches!(rustix::process::waitpid(Some(pid), WaitOptions::empty()), Err(rustix::io::Errno::INTR)) {}
+    match last {
+        Some(Said::Done(notice)) => Ok(notice),
+        Some(Said::Refused(reason)) => Err(ImageError::Refused(reason)),
+        _ => Err(ImageError::Refused("the unpacking process broke: is it out of memory?".to_owned())),
+    }
+}
+
+fn confine(top: BorrowedFd<'_>) -> std::io::Result<()> {
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+    let limit = Rlimit { current: Some(MEMORY), maximum: Some(MEMORY) };
+    rustix::process::setrlimit(Resource::Data, limit)?;
+    let apart = CloneFlags::CLONE_NEWNET
+        | CloneFlags::CLONE_NEWNS
+        | CloneFlags::CLONE_NEWIPC
+        | CloneFlags::CLONE_NEWUTS;
+    nix::sched::unshare(apart).map_err(std::io::Error::from)?;
+    rustix::process::fchdir(top)?;
+    rustix::process::chroot(".")?;
+    rustix::thread::set_no_new_privs(true)?;
+    let kept =
+        CapabilitySet::CHOWN | CapabilitySet::DAC_OVERRIDE | CapabilitySet::FOWNER | CapabilitySet::FSETID;
+    let sets = CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() };
+    Ok(rustix::thread::set_capabilities(None, sets)?)
+}
