@@ -173,16 +173,16 @@ impl Upload {
         self.save(self.resolve(path)?, pieces).await
     }
 
-    async fn multipart(&self, pieces: Pieces, kind: &str) -> Result<Vec<Written>, Problem> {
+    async fn multipart(&self, mut pieces: Pieces, kind: &str) -> Result<Vec<Written>, Problem> {
         let boundary = boundary(kind).ok_or_else(|| {
             Problem::internal("error parsing multipart form: no multipart boundary param in Content-Type")
         })?;
-        let mut form = multer::Multipart::new(Paced { inner: pieces, rest: false }, boundary);
+        let mut form = multer::Multipart::new(Paced { inner: &mut pieces, rest: false }, boundary);
         let written = self.parts(&mut form).await;
-        if written.is_err() {
-            let all = async { while let Ok(Some(_)) = form.next_field().await {} };
-            let _ = tokio::time::timeout(DRAIN, all).await;
-        }
+        drop(form);
+        // The form ends at its last boundary, the body after it: an answer to a body that is not
+        // read to its end closes the connection, and a client still writing loses the answer.
+        drain(&mut pieces).await;
         written
     }
 
@@ -250,14 +250,14 @@ fn boundary(kind: &str) -> Option<String> {
 
 /// Gives one piece at a time: the form parser would otherwise take all that a fast sender has
 /// into memory before it hands anything on.
-struct Paced {
-    inner: Pieces,
+struct Paced<'a> {
+    inner: &'a mut Pieces,
     rest: bool,
 }
 
 // === impl Paced ===
 
-impl Stream for Paced {
+impl Stream for Paced<'_> {
     type Item = io::Result<Bytes>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
