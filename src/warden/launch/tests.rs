@@ -269,6 +269,40 @@ fn the_writable_layer_keeps_plain_ids_and_the_image_stays() {
 }
 
 #[test]
+fn setuid_works_inside_and_not_on_the_hosts_disk() {
+    const PROBE: &str = "#include <unistd.h>\n#include <stdio.h>\nint main(int n, char **v) {
+        if (n > 1) { setgid(1000); setuid(1000); execl(v[1], v[1], (char *)0); }
+        printf(\"%d %d\\n\", getuid(), geteuid()); }";
+    alone(|shell| {
+        let mut bench = Bench::new(shell);
+        let (source, probe) = (bench.path("probe.c"), bench.path("image/probe"));
+        fs::write(&source, PROBE).unwrap();
+        let compiled =
+            std::process::Command::new("cc").args(["-static", "-o"]).arg(&probe).arg(&source).status();
+        if !compiled.is_ok_and(|status| status.success()) {
+            return;
+        }
+        // As the warden keeps it.
+        let disk = bench.path("disk");
+        rustix::mount::mount_bind(&disk, &disk).unwrap();
+        rustix::mount::mount_remount(&disk, MountFlags::BIND | MountFlags::NOSUID | MountFlags::NODEV, "")
+            .unwrap();
+        bench.disk = directory(&disk);
+        let out = bench.script("cp /probe /mine; /probe /mine; chmod 4755 /mine; /probe /mine");
+        assert_eq!(out, "1000 1000\n1000 0\n");
+        fs::set_permissions(bench.dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let outside = || {
+            let output = std::process::Command::new(&probe).arg(bench.path("disk/ru/mine")).output().unwrap();
+            String::from_utf8_lossy(&output.stdout).into_owned()
+        };
+        assert_eq!(outside(), "1000 1000\n");
+        // The twin: without that mount it is a way to the host's root.
+        rustix::mount::unmount(&disk, UnmountFlags::DETACH).unwrap();
+        assert_eq!(outside(), "1000 0\n");
+    });
+}
+
+#[test]
 fn a_second_overlay_lies_on_usr() {
     alone(|shell| {
         let mut bench = Bench::new(shell);
@@ -372,7 +406,7 @@ fn a_link_for_a_mount_point_is_refused() {
 }
 
 /// What a launch might leave behind: mounts, descriptors, processes.
-fn remains(bench: &Bench) -> (String, BTreeSet<String>, BTreeSet<String>) {
+fn remains() -> (String, BTreeSet<String>, BTreeSet<String>) {
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
     let descriptors = fs::read_dir("/proc/self/fd")
         .unwrap()
@@ -411,10 +445,10 @@ fn a_launch_that_fails_at_any_step_leaves_nothing() {
         let bench = Bench::new(shell);
         let mut launcher = Launcher::new().unwrap();
         launcher.trial.arguments = Some(arguments(&["true"]));
-        let before = remains(&bench);
+        let before = remains();
         assert_eq!(before.2, BTreeSet::new());
         await_end(&finish(bench.start(&launcher).unwrap()).unwrap());
-        assert_eq!(remains(&bench), before, "after a success");
+        assert_eq!(remains(), before, "after a success");
         for step in Step::ALL.into_iter().skip_while(|step| *step != Step::Cgroups) {
             launcher.trial.at = Some((step, fail));
             match finish(bench.start(&launcher).unwrap()) {
@@ -423,7 +457,7 @@ fn a_launch_that_fails_at_any_step_leaves_nothing() {
                 }
                 other => panic!("{step:?}: {other:?}"),
             }
-            assert_eq!(remains(&bench), before, "after failing at {step:?}");
+            assert_eq!(remains(), before, "after failing at {step:?}");
             launcher.trial.at = Some((step, be_killed));
             let killed = finish(bench.start(&launcher).unwrap());
             // Killed in the very last step is killed as a guest: that shows on the pidfd.
@@ -432,7 +466,7 @@ fn a_launch_that_fails_at_any_step_leaves_nothing() {
                 Err(LaunchError::Killed(at)) => assert_eq!(at, step),
                 other => panic!("{step:?}: {other:?}"),
             }
-            assert_eq!(remains(&bench), before, "after being killed at {step:?}");
+            assert_eq!(remains(), before, "after being killed at {step:?}");
         }
         launcher.trial.at = None;
         launcher.trial.arguments = Some(arguments(&["sleep", "1000"]));
@@ -440,7 +474,7 @@ fn a_launch_that_fails_at_any_step_leaves_nothing() {
         let finished = bench.start(&launcher).unwrap();
         await_event(finished.as_fd());
         drop(finished);
-        assert_eq!(remains(&bench), before, "after being dropped");
+        assert_eq!(remains(), before, "after being dropped");
     });
 }
 
