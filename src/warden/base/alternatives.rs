@@ -78,22 +78,22 @@ fn install(
 /// for each choice its path, its priority, and a path (or an empty line) for each slave. The
 /// master's name is that of the file.
 fn parse(name: &str, text: &str) -> Option<Alternative> {
-    let mut lines = text.lines();
-    lines.next()?;
-    let master = lines.next()?;
+    let mut rest = text.lines();
+    rest.next()?;
+    let master = rest.next()?;
     let mut links = vec![(name.to_owned(), master.to_owned())];
     loop {
-        match lines.next()? {
+        match rest.next()? {
             "" => break,
-            slave => links.push((slave.to_owned(), lines.next()?.to_owned())),
+            slave => links.push((slave.to_owned(), rest.next()?.to_owned())),
         }
     }
     let mut choices = Vec::new();
-    while let Some(choice) = lines.next().filter(|line| !line.is_empty()) {
+    while let Some(choice) = rest.next().filter(|line| !line.is_empty()) {
         choices.push(choice.to_owned());
-        lines.next()?;
+        rest.next()?;
         for _ in 1..links.len() {
-            choices.extend(lines.next().filter(|line| !line.is_empty()).map(str::to_owned));
+            choices.extend(rest.next().filter(|line| !line.is_empty()).map(str::to_owned));
         }
     }
     Some(Alternative { links, choices })

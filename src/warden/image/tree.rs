@@ -84,7 +84,7 @@ impl Tree {
     /// A directory with these permissions, made or changed.
     pub(in crate::warden) fn dir(&mut self, path: &[u8], access: Access) -> Result<(), Errno> {
         let folder = self.folder(path)?;
-        fs::chownat(&*folder, "", uid(access), gid(access), AtFlags::EMPTY_PATH)?;
+        fs::chownat(&*folder, "", Some(uid(access)), Some(gid(access)), AtFlags::EMPTY_PATH)?;
         fs::chmodat(&*folder, ".", mode(access), AtFlags::empty())
     }
 
@@ -120,7 +120,7 @@ impl Tree {
     pub(in crate::warden) fn own_link(&mut self, path: &[u8], access: Access) -> Result<(), Errno> {
         let (folder, name) = split(path);
         let folder = self.folder(folder)?;
-        fs::chownat(&*folder, name, uid(access), gid(access), AtFlags::SYMLINK_NOFOLLOW)
+        fs::chownat(&*folder, name, Some(uid(access)), Some(gid(access)), AtFlags::SYMLINK_NOFOLLOW)
     }
 
     /// A further name for a file of another directory of the same file system.
@@ -187,7 +187,7 @@ impl Tree {
 
 /// Gives a new file its owner and then its mode: changing the owner clears setuid.
 pub(in crate::warden) fn apply(file: BorrowedFd<'_>, access: Access) -> Result<(), Errno> {
-    fs::fchown(file, uid(access), gid(access))?;
+    fs::fchown(file, Some(uid(access)), Some(gid(access)))?;
     fs::fchmod(file, mode(access))
 }
 
@@ -236,10 +236,10 @@ fn mode(access: Access) -> Mode {
     Mode::from_raw_mode(access.mode & 0o7777)
 }
 
-fn uid(access: Access) -> Option<Uid> {
-    Some(Uid::from_raw(access.uid))
+fn uid(access: Access) -> Uid {
+    Uid::from_raw(access.uid)
 }
 
-fn gid(access: Access) -> Option<Gid> {
-    Some(Gid::from_raw(access.gid))
+fn gid(access: Access) -> Gid {
+    Gid::from_raw(access.gid)
 }

@@ -6,6 +6,8 @@ use super::*;
 use crate::id::OsEntropy;
 
 type Builder = tar::Builder<Vec<u8>>;
+/// A name for people, and what it adds to an honest archive.
+type Attack<'a> = (&'a str, &'a dyn Fn(&mut Builder));
 
 fn import(archive: &[u8], limits: Limits) -> Result<(tempfile::TempDir, ImageInfo), ImageError> {
     let dir = tempfile::tempdir().unwrap();
@@ -75,7 +77,7 @@ fn a_hostile_archive_is_refused_and_leaves_nothing() {
     let outside = tempfile::tempdir().unwrap();
     let link = outside.path().to_str().unwrap();
     let file = tar::EntryType::Regular;
-    let hostile: [(&str, &dyn Fn(&mut Builder)); 6] = [
+    let hostile: [Attack<'_>; 6] = [
         ("upwards", &|b| entry(b, file, "../evil", "", b"x", 0o644, 0)),
         ("absolute", &|b| entry(b, file, "/tmp/firkin-evil", "", b"x", 0o644, 0)),
         ("through a link", &|b| {
