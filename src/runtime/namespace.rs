@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast::{self, error::RecvError};
 use tokio_util::sync::CancellationToken;
 
-use self::link::NamespaceLink;
+use self::{client::WeakClient, link::NamespaceLink};
 use crate::{
     id::SandboxId,
     runtime::{
@@ -88,7 +88,7 @@ impl NamespaceEngine {
             .map_err(|error| host("open the directory of sockets", error.into()))?;
         let client = WardenClient::new(socket).map_err(|error| host("watch the helper's socket", error))?;
         let exits = Arc::new(Exits::default());
-        tokio::spawn(watch(client.clone(), client.events(), Arc::downgrade(&exits)));
+        tokio::spawn(watch(client.downgrade(), client.events(), Arc::downgrade(&exits)));
         let engine =
             Arc::new(Self { client: client.clone(), run: Arc::new(run), exits, creating: Arc::default() });
         Ok((engine, client))
@@ -318,12 +318,9 @@ impl Exits {
 }
 
 /// Tells machines that they are gone. A warden that is gone says nothing of its machines: they live on.
-async fn watch(client: WardenClient, mut events: broadcast::Receiver<Event>, exits: Weak<Exits>) {
+async fn watch(client: WeakClient, mut events: broadcast::Receiver<Event>, exits: Weak<Exits>) {
     loop {
-        let event = tokio::select! {
-            () = client.closed() => return,
-            event = events.recv() => event,
-        };
+        let event = events.recv().await;
         let Some(exits) = exits.upgrade() else { return };
         match event {
             Ok(Event::MachineExited { sandbox, generation }) => exits.end(sandbox, generation),
@@ -332,6 +329,7 @@ async fn watch(client: WardenClient, mut events: broadcast::Receiver<Event>, exi
             // Some exits went unheard: compare with what is alive.
             Err(RecvError::Lagged(_)) => {
                 let before: Vec<_> = exits.live.lock().keys().copied().collect();
+                let Some(client) = client.upgrade() else { return };
                 if let Ok(live) = client.machines().await {
                     exits.retain(&live, &before);
                 }

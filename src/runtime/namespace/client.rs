@@ -10,7 +10,7 @@ use std::{
     mem::MaybeUninit,
     os::fd::OwnedFd,
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -38,7 +38,15 @@ const EVENTS: usize = 4096;
 #[derive(Debug, Clone)]
 pub struct WardenClient {
     shared: Arc<Shared>,
-    _reader: Arc<DropGuard>,
+    /// The reader ends with the last client, and the socket with it.
+    reader: Arc<DropGuard>,
+}
+
+/// The same, without keeping the socket open.
+#[derive(Debug)]
+pub(super) struct WeakClient {
+    shared: Weak<Shared>,
+    reader: Weak<DropGuard>,
 }
 
 #[derive(Debug)]
@@ -99,7 +107,11 @@ impl WardenClient {
         });
         let reader = CancellationToken::new();
         tokio::spawn(read(Arc::clone(&shared), reader.clone()));
-        Ok(Self { shared, _reader: Arc::new(reader.drop_guard()) })
+        Ok(Self { shared, reader: Arc::new(reader.drop_guard()) })
+    }
+
+    pub(super) fn downgrade(&self) -> WeakClient {
+        WeakClient { shared: Arc::downgrade(&self.shared), reader: Arc::downgrade(&self.reader) }
     }
 
     /// Sends one call and waits for its answer and the descriptors that came with it. A dropped
@@ -202,6 +214,14 @@ fn image(reply: Reply) -> Result<ImageInfo, ClientError> {
     match reply {
         Reply::Image(info) => Ok(info),
         _ => Err(ClientError::Unexpected),
+    }
+}
+
+// === impl WeakClient ===
+
+impl WeakClient {
+    pub(super) fn upgrade(&self) -> Option<WardenClient> {
+        Some(WardenClient { shared: self.shared.upgrade()?, reader: self.reader.upgrade()? })
     }
 }
 
@@ -342,5 +362,20 @@ mod tests {
         client.closed().await;
         assert!(matches!(client.call(Call::Probe).await, Err(ClientError::Closed)));
         assert!(client.shared.waiting.lock().is_empty());
+    }
+
+    #[tokio::test]
+    async fn the_last_client_closes_the_socket() {
+        let (gateway, warden) = pair();
+        let client = WardenClient::new(gateway).unwrap();
+        let weak = client.downgrade();
+        assert!(weak.upgrade().is_some());
+        drop(client);
+        let ended = tokio::task::spawn_blocking(move || {
+            rustix::net::recv(&warden, &mut [0; 16][..], RecvFlags::empty()).unwrap().0
+        });
+        let length = tokio::time::timeout(std::time::Duration::from_secs(5), ended).await;
+        assert_eq!(length.unwrap().unwrap(), 0);
+        assert!(weak.upgrade().is_none());
     }
 }

@@ -245,7 +245,7 @@ impl Warden<'_> {
                 }
                 let create = Some((create, reason, Cause::Host));
                 let unborn = stops.is_empty();
-                self.end(sandbox, Ending { stops, create, exited, unborn, ..Ending::default() });
+                self.end(sandbox, Ending { stops, create, unborn, exited, ..Ending::default() });
             }
         }
     }
