@@ -10,6 +10,7 @@ use http::{Request, Response};
 use hyper::{body::Incoming, client::conn::http1};
 use hyper_util::rt::TokioIo;
 use tokio::{task::AbortHandle, time};
+use tokio_util::sync::CancellationToken;
 
 use super::{
     error::{Cause, ProxyError},
@@ -101,7 +102,7 @@ async fn open(target: &Target, port: u16) -> Result<GuestConnection, ProxyError>
             opened = time::timeout(OPEN_TIMEOUT, target.link.open(port)) => opened,
         };
         match (opened, waits.next()) {
-            (Ok(Ok(stream)), _) => return GuestConnection::new(stream, target).await,
+            (Ok(Ok(stream)), _) => return GuestConnection::new(stream, target.ended.clone()).await,
             (Ok(Err(LinkError::PortClosed { .. })), Some(wait)) => tokio::select! {
                 () = target.ended.cancelled() => return Err(ProxyError::NotFound),
                 () = time::sleep(*wait) => {}
@@ -133,13 +134,13 @@ fn is_closed_port(cause: &Cause) -> bool {
 // === impl GuestConnection ===
 
 impl GuestConnection {
-    async fn new(stream: LinkStream, target: &Target) -> Result<Self, ProxyError> {
+    /// Speaks over this stream until the run ends.
+    pub(super) async fn new(stream: LinkStream, ended: CancellationToken) -> Result<Self, ProxyError> {
         let (sender, connection) = http1::Builder::new()
             .max_headers(MAX_HEADERS)
             .handshake(TokioIo::new(stream))
             .await
             .map_err(ProxyError::closed)?;
-        let ended = target.ended.clone();
         let driver = tokio::spawn(async move {
             tokio::select! {
                 () = ended.cancelled() => {}

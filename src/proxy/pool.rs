@@ -96,3 +96,75 @@ async fn sweep(pool: Weak<Pool>) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, DuplexStream, duplex};
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+    use crate::id::OsEntropy;
+
+    async fn connection(ended: &CancellationToken) -> (GuestConnection, DuplexStream) {
+        let (ours, theirs) = duplex(1024);
+        let connection = GuestConnection::new(Box::new(ours), ended.clone()).await.unwrap();
+        // Its driver has begun to wait for requests.
+        tokio::task::yield_now().await;
+        (connection, theirs)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn connections_wait_for_their_own_key_and_not_for_long() {
+        let (pool, ended) = (Arc::<Pool>::default(), CancellationToken::new());
+        let key = Key { id: SandboxId::generate(&OsEntropy), generation: 1, port: 49_983 };
+        let (connection, mut guest) = connection(&ended).await;
+        pool.put(key, connection);
+        for other in [
+            Key { generation: 2, ..key },
+            Key { port: 49_999, ..key },
+            Key { id: SandboxId::generate(&OsEntropy), ..key },
+        ] {
+            assert!(pool.take(&other).is_none());
+        }
+        sleep(IDLE - Duration::from_secs(2)).await;
+        let again = pool.take(&key).unwrap();
+        assert!(pool.take(&key).is_none());
+        pool.put(key, again);
+        sleep(IDLE * 2).await;
+        assert!(pool.take(&key).is_none());
+        assert_eq!(guest.read(&mut [0]).await.unwrap(), 0, "the guest's end is closed");
+        assert!(pool.shelves.lock().idle.is_empty() && !pool.shelves.lock().swept);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_ends_with_its_run_is_not_given_out() {
+        let (pool, ended) = (Arc::<Pool>::default(), CancellationToken::new());
+        let key = Key { id: SandboxId::generate(&OsEntropy), generation: 1, port: 49_983 };
+        let (first, mut guest) = connection(&ended).await;
+        pool.put(key, first);
+        assert!(pool.take(&key).is_some_and(|connection| connection.is_ready()));
+        let (second, _guest) = connection(&ended).await;
+        pool.put(key, second);
+        ended.cancel();
+        assert_eq!(guest.read(&mut [0]).await.unwrap(), 0);
+        tokio::task::yield_now().await;
+        assert!(pool.take(&key).is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_service_keeps_so_many_and_no_more() {
+        let (pool, ended) = (Arc::<Pool>::default(), CancellationToken::new());
+        let key = Key { id: SandboxId::generate(&OsEntropy), generation: 1, port: 49_983 };
+        let mut guests = Vec::new();
+        for _ in 0..MOST + 3 {
+            let (connection, guest) = connection(&ended).await;
+            pool.put(key, connection);
+            guests.push(guest);
+        }
+        let mut taken = Vec::new();
+        while let Some(connection) = pool.take(&key) {
+            taken.push(connection);
+        }
+        assert_eq!(taken.len(), MOST);
+    }
+}
