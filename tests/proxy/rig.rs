@@ -147,8 +147,9 @@ impl Rig {
 
     /// `GET` with these fields (whole lines) on a host, on a connection of its own.
     pub(super) async fn get(&self, host: &str, path: &str, fields: &[&str]) -> Answer {
-        let fields: String = fields.iter().map(|line| format!("{line}\r\n")).collect();
-        let request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n{fields}\r\n");
+        let head = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n");
+        let lines = fields.iter().flat_map(|line| [*line, "\r\n"]);
+        let request: String = std::iter::once(head.as_str()).chain(lines).chain(["\r\n"]).collect();
         Answer::read(&self.raw(request).await)
     }
 }
