@@ -2,7 +2,7 @@
 
 import pytest
 
-from e2b import AsyncSandbox, FileType, FilesystemEventType, InvalidArgumentException, NotFoundException, Sandbox, WriteEntry
+from e2b import AsyncSandbox, FileType, FilesystemEventType, InvalidArgumentException, NotFoundException, Sandbox
 
 
 def test_write_read_and_overwrite(sandbox):
@@ -31,7 +31,7 @@ def test_parents_are_made_and_owned_by_the_user(sandbox):
 
 
 def test_several_files_at_once(sandbox):
-    infos = sandbox.files.write_files([WriteEntry(path=f"many/{n}.txt", data=str(n)) for n in range(5)])
+    infos = sandbox.files.write_files([{"path": f"many/{n}.txt", "data": str(n)} for n in range(5)])
     assert [info.path for info in infos] == [f"/home/user/many/{n}.txt" for n in range(5)]
     assert [sandbox.files.read(f"many/{n}.txt") for n in range(5)] == [str(n) for n in range(5)]
 

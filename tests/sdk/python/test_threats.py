@@ -52,9 +52,10 @@ def test_host_disk_row_a_setuid_file_planted_inside_gives_nothing_outside(sandbo
     planted = [path for path in (DATA / "machines" / sandbox.sandbox_id).rglob("rootbash")]
     assert planted and planted[0].stat().st_uid == 0 and planted[0].stat().st_mode & 0o4000
     assert DATA.stat().st_mode & 0o777 == 0o700
-    stranger = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
-    assert subprocess.run([*stranger, "id", "-u"], capture_output=True, text=True).stdout == "65534\n"
-    refused = subprocess.run([*stranger, str(planted[0]), "-p", "-c", "id -u"], capture_output=True, text=True)
+    # A shell in between: setpriv itself still has root's capabilities when it executes.
+    stranger = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "/bin/sh", "-c"]
+    assert subprocess.run([*stranger, "id -u"], capture_output=True, text=True).stdout == "65534\n"
+    refused = subprocess.run([*stranger, f"{planted[0]} -p -c 'id -u'"], capture_output=True, text=True)
     assert refused.returncode != 0 and "ermission denied" in refused.stderr
     options = subprocess.run(
         ["findmnt", "-no", "OPTIONS", "-T", str(planted[0])], capture_output=True, text=True, check=True
@@ -64,9 +65,9 @@ def test_host_disk_row_a_setuid_file_planted_inside_gives_nothing_outside(sandbo
     with open(planted[0], "rb") as descriptor:
         path = f"/proc/self/fd/{descriptor.fileno()}"
         leaked = subprocess.run(
-            [*stranger, path, "-p", "-c", "id -u"], capture_output=True, text=True, pass_fds=[descriptor.fileno()]
+            [*stranger, f"{path} -p -c 'id -u'"], capture_output=True, text=True, pass_fds=[descriptor.fileno()]
         )
-    assert leaked.stdout != "0\n"
+    assert leaked.stdout != "0\n", leaked
 
 
 def test_host_disk_row_secrets_of_the_host_are_invisible(sandbox):
