@@ -90,7 +90,7 @@ impl Cli {
             Command::Team(command) => team::run(command, &load(&settings, [])?),
             Command::Template(command) => template::run(command, &load(&settings, [])?),
             Command::Doctor(args) => doctor::run(&args, &load(&settings, [])?),
-            Command::Openapi => openapi::run(),
+            Command::Openapi => Ok(openapi::run()),
         }
     }
 }

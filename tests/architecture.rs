@@ -163,10 +163,10 @@ fn modules() -> Vec<(String, PathBuf, String)> {
                 if relative.starts_with("bin") || relative.ends_with("tests.rs") {
                     continue;
                 }
-                let room = room_of(relative);
+                let module = room_of(relative);
                 let code = fs::read_to_string(&path).expect("a source file");
                 let code = code.split("#[cfg(test)]\nmod tests").next().unwrap_or_default().to_owned();
-                found.push((room, relative.to_owned(), code));
+                found.push((module, relative.to_owned(), code));
             }
         }
     }

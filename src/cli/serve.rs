@@ -30,7 +30,7 @@ pub(super) struct ServeArgs {
     /// The one address for everything; port 0 takes a free one [default: 127.0.0.1:3000]
     #[arg(long, value_name = "ADDRESS:PORT")]
     listen: Option<String>,
-    /// The domain in answers, which `get_host()` builds on [default: firkin.localhost:<port>]
+    /// The domain in answers, which `get_host()` builds on [default: firkin.localhost:PORT]
     #[arg(long, value_name = "NAME[:PORT]")]
     domain: Option<String>,
     /// Longest run of a sandbox, in hours [default: no limit]

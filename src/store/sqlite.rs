@@ -7,7 +7,7 @@
 //! Both threads are owned by [`SqliteStore`]: dropping it lets them finish what is queued and end.
 //! A caller that goes away does not take its write back: once queued, it is done.
 //!
-//! **Group commit.** The writer takes all that is queued (up to [`MAX_BATCH`]) into one
+//! **Group commit.** The writer takes all that is queued (up to `MAX_BATCH`) into one
 //! transaction, each job in its own savepoint, so that a hundred creates at once pay for a few
 //! commits and one job's failure undoes only that job. Answers go out after the commit.
 //!

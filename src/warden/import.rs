@@ -3,7 +3,7 @@
 //! What comes in is hostile. It is unpacked by a child process that has no network, no other
 //! file system than the draft (its root is the draft's own layer), no capability but those that
 //! give files their owners, and no way to gain one; and in there only through
-//! [`Tree`](super::image::Tree), which follows no link. The child is killed with its parent; what it leaves is a
+//! `Tree`, which follows no link. The child is killed with its parent; what it leaves is a
 //! draft, which the next maker removes. Setuid files stay setuid: they are so only inside a
 //! machine, where ids are mapped; ids outside of the mapped range, devices, sockets, pipes,
 //! capabilities of files and overlay marks do not come in.

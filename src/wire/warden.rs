@@ -15,7 +15,7 @@ use crate::{
 /// The largest packet, in bytes.
 pub const MAX_PACKET: usize = 64 * 1024;
 
-/// A request; answered by exactly one [`Answer`] of the same `seq`, in any order.
+/// A request; answered by exactly one [`FromWarden::Answer`] of the same `seq`, in any order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Request {
