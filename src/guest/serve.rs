@@ -28,6 +28,7 @@ use crate::guest::{
 };
 
 mod cors;
+mod leftover;
 
 /// The largest RPC message: input is sent in one piece.
 const MAX_MESSAGE: usize = 64 << 20;
@@ -39,6 +40,7 @@ const DENIED: &str =
 pub(crate) fn router(guest: Guest, processes: Processes) -> Router {
     routes(&guest, processes)
         .layer(middleware::from_fn_with_state(guest.clone(), admit))
+        .layer(middleware::from_fn(leftover::read_out))
         .layer(middleware::from_fn(cors::allow))
         .with_state(guest)
 }

@@ -37,7 +37,7 @@ use super::{
     seccomp::{Filter, FilterError},
     slot::Slot,
     syscall::Shared,
-    worker::fork_into,
+    worker::fork_bound,
 };
 use crate::{id::SandboxId, sandbox::Resources};
 
@@ -280,7 +280,7 @@ impl Launcher {
         let track = Shared::<Track>::new().map_err(|source| Step::Fork.failed(source))?;
         track.step.store(Step::Fork as u32, Ordering::Release);
         let (done, running) = io::pipe().map_err(|source| Step::Fork.failed(source))?;
-        let stager = fork_into(|| {
+        let stager = fork_bound(|| {
             let launch = Launch { plan, launcher: self, track: &track, done: running.as_fd(), arguments };
             match stager::run(&launch) {
                 Ok(()) => 0,

@@ -24,7 +24,7 @@ use rustix::{
 use super::{
     launch::{LaunchError, Step},
     syscall,
-    worker::fork_into,
+    worker::fork_bound,
 };
 
 /// As many ids as a machine sees (`warden::instance`).
@@ -57,7 +57,7 @@ impl Slot {
 
     fn try_make(index: u32, base_uid: u32) -> io::Result<Self> {
         let (mut ours, theirs) = UnixStream::pair()?;
-        let helper = Helper(fork_into(|| i32::from(serve(&theirs).is_err()))?);
+        let helper = Helper(fork_bound(|| i32::from(serve(&theirs).is_err()))?);
         drop(theirs);
         // One byte, or the end of the stream when the helper failed.
         ours.read_exact(&mut [0])?;

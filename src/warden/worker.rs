@@ -71,12 +71,7 @@ impl Worker {
     /// Starts a job. What it returns is its last report.
     pub(crate) fn spawn(job: impl FnOnce(&mut Reporter) -> Report) -> io::Result<Self> {
         let (read, write) = rustix_pipe()?;
-        let parent = rustix::process::getpid();
-        let pid = fork_into(move || {
-            let _ = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
-            if rustix::process::getppid() != Some(parent) {
-                return 1;
-            }
+        let pid = fork_bound(move || {
             let _ = rustix::process::nice(NICENESS);
             let mut reporter = Reporter(File::from(write));
             let last = catch_unwind(AssertUnwindSafe(|| job(&mut reporter)))
@@ -159,6 +154,17 @@ pub(crate) fn close_others(keep: &[BorrowedFd<'_>]) -> io::Result<()> {
         next = number.saturating_add(1);
     }
     Ok(())
+}
+
+/// The same for a child that is killed when this process ends: what it inherited (the data
+/// directory's lock above all) must not outlive its owner.
+pub(crate) fn fork_bound(child: impl FnOnce() -> i32) -> io::Result<Pid> {
+    let parent = rustix::process::getpid();
+    fork_into(move || {
+        let _ = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
+        // A parent that ended before the signal was asked for sends none.
+        if rustix::process::getppid() == Some(parent) { child() } else { 1 }
+    })
 }
 
 /// Runs a closure in a child process, which ends with what it returns.

@@ -88,7 +88,9 @@ fn the_time_limit_is_the_processes_life() {
 #[test]
 fn input_reaches_the_process_until_it_is_closed() {
     let agent = Agent::start();
-    let mut frames = agent.stream("Start", &json!({"process": {"cmd": "cat"}, "tag": "cat"}), &[]);
+    // It stays when its input ends, so that closing twice is not a race with its exit.
+    let config = json!({"cmd": "/bin/sh", "args": ["-c", "cat; exec sleep 60"]});
+    let mut frames = agent.stream("Start", &json!({"process": config, "tag": "cat"}), &[]);
     let pid = started(&mut frames);
     let process = json!({"tag": "cat"});
     let send =
@@ -98,11 +100,13 @@ fn input_reaches_the_process_until_it_is_closed() {
     assert_eq!(send("pty").1["code"], "internal");
     assert_eq!(agent.call("SendInput", &json!({"process": process, "input": {}})).1["code"], "unimplemented");
     let list = agent.call("List", &json!({})).1;
-    assert_eq!(list, json!({"processes": [{"config": {"cmd": "cat"}, "pid": pid, "tag": "cat"}]}));
+    assert_eq!(list, json!({"processes": [{"config": config, "pid": pid, "tag": "cat"}]}));
     for _ in 0..2 {
         assert_eq!(agent.call("CloseStdin", &json!({"process": process})).0, 200);
     }
-    assert_eq!(ended(&frames.collect::<Vec<_>>())["exited"], true);
+    let kill = json!({"process": process, "signal": "SIGNAL_SIGKILL"});
+    assert_eq!(agent.call("SendSignal", &kill).0, 200);
+    assert_eq!(ended(&frames.collect::<Vec<_>>())["status"], "signal: killed");
     assert_eq!(agent.call("List", &json!({})).1, json!({}));
     let (status, error) = send("stdin");
     assert_eq!((status, error["message"].as_str()), (404, Some("process with tag cat not found")));

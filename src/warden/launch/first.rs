@@ -20,7 +20,7 @@ use rustix::{
     fs::{CWD, Mode},
     io::Errno,
     mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, UnmountFlags},
-    process::{Resource, Rlimit},
+    process::{Resource, Rlimit, Signal},
     thread::{CapabilitySet, CapabilitySets},
 };
 
@@ -54,6 +54,8 @@ pub(super) struct Numbers {
 /// The whole way; it returns only to fail.
 pub(super) fn run(launch: &Launch<'_>) -> io::Result<Infallible> {
     let plan = launch.plan;
+    // Until it is the guest it ends with the warden, whose descriptors it still has.
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
     rustix::process::umask(Mode::empty());
     launch.begin(Step::Overlays)?;
     // These two are closed by number with all others, so they must not be closed by value.
@@ -76,6 +78,7 @@ pub(super) fn run(launch: &Launch<'_>) -> io::Result<Infallible> {
     syscall::install_filter(&launch.launcher.filter.allow)?;
     syscall::install_filter(&launch.launcher.filter.deny)?;
     launch.begin(Step::Exec)?;
+    rustix::process::set_parent_process_death_signal(None)?;
     let environment: [CString; 0] = [];
     Ok(nix::unistd::execveat(guest, c"", &launch.arguments, &environment, AtFlags::AT_EMPTY_PATH)?)
 }
