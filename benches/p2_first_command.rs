@@ -88,7 +88,7 @@ async fn start_stub(answer: Value) -> anyhow::Result<std::net::SocketAddr> {
         let body = answer.to_string();
         async move { (StatusCode::CREATED, [(CONTENT_TYPE, "application/json")], body) }
     };
-    let start = || async {
+    let start = |_read: axum::body::Bytes| async {
         let events = [
             (0, json!({ "event": { "start": { "pid": 42 } } })),
             (0, json!({ "event": { "data": { "stdout": "aGkK" } } })),

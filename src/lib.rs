@@ -6,7 +6,7 @@
 //!
 //! | layer | modules |
 //! | --- | --- |
-//! | words | [`id`], [`clock`], `error`, [`sandbox`], [`wire`] |
+//! | words | [`body`], [`id`], [`clock`], `error`, [`sandbox`], [`wire`] |
 //! | ports | `runtime::{engine, layers, link}`, `store` (the trait) |
 //! | engines | `runtime::namespace`, `vz`, `store::sqlite` |
 //! | life | `runtime::{registry, driver, boot, reaper, ...}`; engines only as `dyn Engine` |
@@ -16,6 +16,7 @@
 //!
 //! `tests/architecture.rs` reads the `use` lines and holds this table.
 
+pub mod body;
 pub mod clock;
 pub mod id;
 pub mod sandbox;

@@ -11,21 +11,26 @@ struct Rule {
     may: &'static [&'static str],
 }
 
-const WORDS: &[&str] = &["id", "clock", "error", "sandbox", "wire"];
+const WORDS: &[&str] = &["body", "id", "clock", "error", "sandbox", "wire"];
 
 /// First match wins, so the narrower room stands first.
 const RULES: &[Rule] = &[
+    Rule { room: "body", may: WORDS },
     Rule { room: "id", may: WORDS },
     Rule { room: "clock", may: WORDS },
     Rule { room: "error", may: WORDS },
     Rule { room: "sandbox", may: WORDS },
     Rule { room: "wire", may: WORDS },
-    Rule { room: "runtime::engine", may: &["id", "clock", "error", "sandbox", "wire", "runtime::link"] },
+    Rule {
+        room: "runtime::engine",
+        may: &["body", "id", "clock", "error", "sandbox", "wire", "runtime::link"],
+    },
     Rule { room: "runtime::link", may: WORDS },
-    Rule { room: "store", may: &["id", "clock", "error", "sandbox", "wire", "store"] },
+    Rule { room: "store", may: &["body", "id", "clock", "error", "sandbox", "wire", "store"] },
     Rule {
         room: "runtime::namespace",
         may: &[
+            "body",
             "id",
             "clock",
             "error",
@@ -40,6 +45,7 @@ const RULES: &[Rule] = &[
     Rule {
         room: "runtime::fake",
         may: &[
+            "body",
             "id",
             "clock",
             "error",
@@ -54,16 +60,27 @@ const RULES: &[Rule] = &[
     },
     Rule {
         room: "vz",
-        may: &["id", "clock", "error", "sandbox", "wire", "runtime::engine", "runtime::link", "vz"],
+        may: &["body", "id", "clock", "error", "sandbox", "wire", "runtime::engine", "runtime::link", "vz"],
     },
-    Rule { room: "runtime", may: &["id", "clock", "error", "sandbox", "wire", "store", "runtime"] },
+    Rule { room: "runtime", may: &["body", "id", "clock", "error", "sandbox", "wire", "store", "runtime"] },
     Rule {
         room: "proxy",
-        may: &["id", "clock", "error", "sandbox", "wire", "runtime::registry", "runtime::link", "proxy"],
+        may: &[
+            "body",
+            "id",
+            "clock",
+            "error",
+            "sandbox",
+            "wire",
+            "runtime::registry",
+            "runtime::link",
+            "proxy",
+        ],
     },
     Rule {
         room: "routes",
         may: &[
+            "body",
             "id",
             "clock",
             "error",
@@ -75,10 +92,13 @@ const RULES: &[Rule] = &[
             "routes",
         ],
     },
-    Rule { room: "guest", may: &["id", "clock", "error", "sandbox", "wire", "guest"] },
-    Rule { room: "warden", may: &["id", "clock", "error", "sandbox", "wire", "warden"] },
-    Rule { room: "config", may: &["id", "clock", "error", "sandbox", "wire", "config"] },
-    Rule { room: "telemetry", may: &["id", "clock", "error", "sandbox", "wire", "telemetry", "config"] },
+    Rule { room: "guest", may: &["body", "id", "clock", "error", "sandbox", "wire", "guest"] },
+    Rule { room: "warden", may: &["body", "id", "clock", "error", "sandbox", "wire", "warden"] },
+    Rule { room: "config", may: &["body", "id", "clock", "error", "sandbox", "wire", "config"] },
+    Rule {
+        room: "telemetry",
+        may: &["body", "id", "clock", "error", "sandbox", "wire", "telemetry", "config"],
+    },
 ];
 
 /// Outside crates that belong to few rooms.

@@ -11,9 +11,10 @@ use std::{
 use axum::body::Body;
 use futures_util::{TryFutureExt as _, future::BoxFuture};
 use http::{
-    HeaderMap, HeaderValue, Response, StatusCode,
+    HeaderMap, HeaderValue, Request, Response, StatusCode,
     header::{ACCEPT, ACCESS_CONTROL_ALLOW_ORIGIN, CONTENT_TYPE, USER_AGENT},
 };
+use http_body::Body as _;
 use serde::Serialize;
 use tower::{Layer, Service};
 
@@ -22,6 +23,7 @@ use super::{
     host::Address,
     target::Inbound,
 };
+use crate::body::{self, Loan};
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json; charset=utf-8");
 const HTML: HeaderValue = HeaderValue::from_static("text/html; charset=utf-8");
@@ -83,13 +85,27 @@ where
 
     fn call(&mut self, inbound: Inbound) -> Self::Future {
         let page = wants_page(inbound.request.headers());
-        let address = inbound.address.clone();
-        let answer = self.inner.call(inbound);
+        let Inbound { address, request } = inbound;
+        let (request, loan) = lend(request);
+        let answer = self.inner.call(Inbound { address: address.clone(), request });
         Box::pin(answer.or_else(move |error| async move {
             log(&error, &address);
+            if let Some(loan) = loan {
+                loan.read_out().await;
+            }
             Ok(if page { answer_page(&error, &address) } else { answer_program(&error, &address) })
         }))
     }
+}
+
+/// Lends the request's body, if it has one, so that an error's answer can read what is left of it.
+fn lend(request: Request<Body>) -> (Request<Body>, Option<Loan<Body>>) {
+    if request.body().is_end_stream() {
+        return (request, None);
+    }
+    let (head, body) = request.into_parts();
+    let (lent, loan) = body::lend(body);
+    (Request::from_parts(head, Body::new(lent)), Some(loan))
 }
 
 /// The answer to a request that is for nobody.
