@@ -23,7 +23,7 @@ use std::{
 use anyhow::{Context as _, bail};
 use tokio::{
     net::UnixListener,
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -70,6 +70,29 @@ pub struct Server {
     admin: UnixListener,
     notice: Option<String>,
     found: usize,
+    asked: Asked,
+}
+
+/// The signals that ask a server to stop. Taken at the very start: one that comes before the
+/// server serves is heeded when it does, instead of killing a start half-way.
+struct Asked {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+// === impl Asked ===
+
+impl Asked {
+    fn listen() -> io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn wait(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
 }
 
 // === impl Server ===
@@ -77,6 +100,7 @@ pub struct Server {
 impl Server {
     /// Joins everything and recovers what an earlier server left.
     pub async fn start(start: Start<'_>) -> anyhow::Result<Self> {
+        let asked = Asked::listen()?;
         let (engine, warden) = NamespaceEngine::connect(start.helper, start.run_dir).await?;
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let entropy: Arc<dyn Entropy> = Arc::new(OsEntropy);
@@ -111,7 +135,7 @@ impl Server {
         };
         let state = AppState { registry, store, keys, clock, entropy, settings };
         let admin = admin_socket(&start.gateway_dir.join("admin.sock"))?;
-        Ok(Self { state, warden, admin, notice, found })
+        Ok(Self { state, warden, admin, notice, found, asked })
     }
 
     /// What there is to say about the base template.
@@ -135,7 +159,7 @@ impl Server {
     }
 
     /// Serves until a signal asks to stop.
-    pub async fn run(self, listener: TcpListener, stop_sandboxes: bool) -> anyhow::Result<ExitCode> {
+    pub async fn run(mut self, listener: TcpListener, stop_sandboxes: bool) -> anyhow::Result<ExitCode> {
         let stop = CancellationToken::new();
         let router = routes::router(self.state.clone());
         let gateway = Gateway::new(
@@ -150,11 +174,8 @@ impl Server {
             .with_graceful_shutdown(stop.clone().cancelled_owned());
         let admin = tokio::spawn(async move { admin.await });
 
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
         let helper_lost = tokio::select! {
-            _ = terminate.recv() => false,
-            _ = interrupt.recv() => false,
+            () = self.asked.wait() => false,
             () = self.warden.closed() => true,
         };
         stop.cancel();

@@ -103,3 +103,16 @@ def test_a_second_server_on_the_same_directory_is_refused(own_server):
     )
     assert second.returncode != 0
     assert "another" in second.stderr or "already" in second.stderr, second.stderr
+
+
+def test_a_stop_that_comes_with_the_ready_line_still_ends_the_sandboxes(own_server):
+    own_server.start()
+    sandbox = Sandbox.create(timeout=300, **own_server.options())
+    assert sandbox.is_running()
+    own_server.kill()
+    own_server.start("--stop-sandboxes")
+    own_server.terminate()
+    assert own_server.process.returncode == 0
+    left = subprocess.run(["pgrep", "-f", f"^firkin-guest {sandbox.sandbox_id}"], capture_output=True, text=True).stdout
+    assert left == ""
+    assert str(own_server.home) not in open("/proc/1/mountinfo", encoding="utf-8").read()
