@@ -15,7 +15,7 @@ use std::{
 };
 
 use rustix::{
-    fs::{self, AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Stat, Uid},
+    fs::{self, AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Stat, Timespec, Timestamps, Uid},
     io::Errno,
 };
 
@@ -121,6 +121,14 @@ impl Tree {
         let (folder, name) = split(path);
         let folder = self.folder(folder)?;
         fs::chownat(&*folder, name, Some(uid(access)), Some(gid(access)), AtFlags::SYMLINK_NOFOLLOW)
+    }
+
+    /// Says when something was last written, in seconds since 1970; a link is not followed.
+    pub(in crate::warden) fn date(&mut self, path: &[u8], seconds: i64) -> Result<(), Errno> {
+        let (folder, name) = split(path);
+        let when = Timespec { tv_sec: seconds, tv_nsec: 0 };
+        let times = Timestamps { last_access: when, last_modification: when };
+        fs::utimensat(&*self.folder(folder)?, here(name), &times, AtFlags::SYMLINK_NOFOLLOW)
     }
 
     /// A further name for a file of another directory of the same file system.

@@ -3,6 +3,7 @@
 use std::io::{BufRead, BufReader, Read};
 
 use flate2::bufread::MultiGzDecoder;
+use rustix::io::Errno;
 use tar::{Archive, Entry, EntryType};
 
 use super::{Intake, Refusal, at, owner};
@@ -36,11 +37,28 @@ pub(super) fn unpack(archive: impl Read, tree: &mut Tree, intake: &mut Intake<'_
 
 fn entries(archive: impl Read, tree: &mut Tree, intake: &mut Intake<'_>) -> Result<(), Refusal> {
     let mut archive = Archive::new(archive);
+    let mut folders = Vec::new();
     for entry in archive.entries().map_err(at(b"the archive"))? {
         let mut entry = entry.map_err(at(b"the archive"))?;
         let path = clean(&entry.path_bytes())?;
         intake.count(entry.size())?;
-        one(&mut entry, &path, tree, intake)?;
+        if !one(&mut entry, &path, tree, intake)? {
+            continue;
+        }
+        let when = entry.header().mtime().ok().and_then(|when| i64::try_from(when).ok()).unwrap_or(0);
+        if entry.header().entry_type() == EntryType::Directory {
+            folders.push((path, when));
+        } else {
+            tree.date(&path, when).map_err(at(&path))?;
+        }
+    }
+    // What comes into a folder changes its date, so folders get theirs last.
+    for (path, when) in folders {
+        match tree.date(&path, when) {
+            // A later entry took its name or stands above it.
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) | Ok(()) => {}
+            Err(error) => return Err(at(&path)(error)),
+        }
     }
     if tree.stat(b"manifest.json").is_ok() && tree.stat(b"usr").is_err() {
         return Err(Refusal::Content(
@@ -53,16 +71,17 @@ fn entries(archive: impl Read, tree: &mut Tree, intake: &mut Intake<'_>) -> Resu
     Ok(())
 }
 
+/// Unpacks one entry; false when it is none of those that come in.
 fn one(
     entry: &mut Entry<'_, impl Read>,
     path: &[u8],
     tree: &mut Tree,
     intake: &mut Intake<'_>,
-) -> Result<(), Refusal> {
+) -> Result<bool, Refusal> {
     let kind = entry.header().entry_type();
     if path.is_empty() || split(path).1.starts_with(b".wh.") || kind == EntryType::XGlobalHeader {
         // The top has its own form; marks of a layer mean nothing where there is no layer below.
-        return Ok(());
+        return Ok(false);
     }
     let header = entry.header();
     let access = Access {
@@ -88,10 +107,11 @@ fn one(
         }
         EntryType::Char | EntryType::Block | EntryType::Fifo => {
             intake.skipped += 1;
-            Ok(())
+            return Ok(false);
         }
         other => Err(Refusal::Content(format!("{}: entry of kind {other:?}", String::from_utf8_lossy(path)))),
-    }
+    }?;
+    Ok(true)
 }
 
 /// A path as the tree takes it; one that points out of it is refused rather than bent.

@@ -23,6 +23,7 @@ pub(super) fn copy(from: BorrowedFd<'_>, tree: &mut Tree, intake: &mut Intake<'_
     let device = fs::fstat(from).map_err(at(b"."))?.st_dev;
     let mut seen = Seen::new();
     let mut waiting = vec![Vec::new()];
+    let mut folders = Vec::new();
     while let Some(path) = waiting.pop() {
         let dir = open(from, &path, OFlags::DIRECTORY).map_err(at(&path))?;
         if fs::fstat(&dir).map_err(at(&path))?.st_dev != device {
@@ -32,11 +33,23 @@ pub(super) fn copy(from: BorrowedFd<'_>, tree: &mut Tree, intake: &mut Intake<'_
             let inner = if path.is_empty() { name.clone() } else { [path.as_slice(), b"/", &name].concat() };
             let stat = fs::statat(&dir, &*name, AtFlags::SYMLINK_NOFOLLOW).map_err(at(&inner))?;
             if one(dir.as_fd(), &name, &inner, &stat, &mut seen, tree, intake)? {
+                folders.push((inner.clone(), stat.st_mtime));
                 waiting.push(inner);
+            } else if is_dated(&stat) {
+                tree.date(&inner, stat.st_mtime).map_err(at(&inner))?;
             }
         }
     }
+    // What comes into a folder changes its date, so folders get theirs last.
+    for (path, when) in folders {
+        tree.date(&path, when).map_err(at(&path))?;
+    }
     Ok(())
+}
+
+/// Whether it is of a kind that came in.
+fn is_dated(stat: &Stat) -> bool {
+    matches!(FileType::from_raw_mode(stat.st_mode), FileType::RegularFile | FileType::Symlink)
 }
 
 /// Copies one entry; true when it is a directory to go into.

@@ -5,6 +5,9 @@ use std::os::unix::fs::MetadataExt as _;
 use super::*;
 use crate::id::OsEntropy;
 
+/// When everything in the archives was written.
+const DATE: i64 = 1_000_000_000;
+
 type Builder = tar::Builder<Vec<u8>>;
 /// A name for people, and what it adds to an honest archive.
 type Attack<'a> = (&'a str, &'a dyn Fn(&mut Builder));
@@ -35,6 +38,7 @@ fn entry(
     header.set_uid(uid);
     header.set_gid(0);
     header.set_size(content.len() as u64);
+    header.set_mtime(DATE.unsigned_abs());
     header.set_cksum();
     builder.append(&header, content).unwrap();
 }
@@ -45,6 +49,8 @@ fn honest() -> Builder {
     entry(&mut builder, tar::EntryType::Regular, "./bin/sh", "", b"shell", 0o4755, 0);
     entry(&mut builder, tar::EntryType::Link, "bin/dash", "./bin/sh", b"", 0o755, 0);
     entry(&mut builder, tar::EntryType::Symlink, "lib64", "/usr/lib", b"", 0o777, 0);
+    entry(&mut builder, tar::EntryType::Directory, "opt/app", "", b"", 0o755, 0);
+    entry(&mut builder, tar::EntryType::Regular, "opt/app/file", "", b"x", 0o644, 0);
     builder
 }
 
@@ -61,7 +67,9 @@ fn an_honest_archive_becomes_an_image() {
         let (dir, info) = import(&archive, Limits::default()).unwrap();
         let root = dir.path().join(info.build.to_string()).join("root");
         let meta = std::fs::metadata(root.join("bin/sh")).unwrap();
-        assert_eq!((meta.mode() & 0o7777, meta.nlink()), (0o4755, 2));
+        assert_eq!((meta.mode() & 0o7777, meta.nlink(), meta.mtime()), (0o4755, 2, DATE));
+        assert_eq!(std::fs::symlink_metadata(root.join("lib64")).unwrap().mtime(), DATE);
+        assert_eq!(std::fs::metadata(root.join("opt/app")).unwrap().mtime(), DATE);
         assert_eq!(std::fs::metadata(root.join("home/user")).unwrap().uid(), 1000);
         assert_eq!(std::fs::metadata(root.join("usr/bin/sudo")).unwrap().mode() & 0o7777, 0o4755);
         assert_eq!(std::fs::metadata(root.join("tmp")).unwrap().mode() & 0o7777, 0o1777);
@@ -122,6 +130,12 @@ fn a_directory_is_copied_with_its_links() {
     std::fs::write(source.path().join("bin/sh"), "shell").unwrap();
     std::fs::hard_link(source.path().join("bin/sh"), source.path().join("bin/bash")).unwrap();
     std::os::unix::fs::symlink("/etc", source.path().join("out")).unwrap();
+    std::fs::create_dir_all(source.path().join("opt/app")).unwrap();
+    std::fs::write(source.path().join("opt/app/file"), "x").unwrap();
+    let then = std::time::UNIX_EPOCH + std::time::Duration::from_secs(DATE.unsigned_abs());
+    for dated in ["opt/app/file", "opt/app"] {
+        std::fs::File::open(source.path().join(dated)).unwrap().set_modified(then).unwrap();
+    }
     let dir = tempfile::tempdir().unwrap();
     let (store, rootfs) =
         (std::fs::File::open(dir.path()).unwrap(), std::fs::File::open(source.path()).unwrap());
@@ -131,5 +145,8 @@ fn a_directory_is_copied_with_its_links() {
     let root = dir.path().join(info.build.to_string()).join("root");
     assert_eq!(std::fs::metadata(root.join("bin/bash")).unwrap().nlink(), 2);
     assert!(std::fs::symlink_metadata(root.join("out")).unwrap().is_symlink());
+    for dated in ["opt/app/file", "opt/app"] {
+        assert_eq!(std::fs::metadata(root.join(dated)).unwrap().mtime(), DATE, "{dated}");
+    }
     assert!(std::fs::read_to_string(root.join("etc/passwd")).unwrap().contains("user:x:1000"));
 }
