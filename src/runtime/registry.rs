@@ -226,9 +226,12 @@ impl Registry {
         let mut handle = self.handle(team, id)?;
         let view = handle.view.borrow().clone();
         match view {
-            View::Creating | View::Gone | View::LetGo => return Err(self.missing(id)),
+            // One whose kill was answered is gone for the next kill, whatever is still tidied up.
+            View::Creating | View::Killing { stopped: true } | View::Gone | View::LetGo => {
+                return Err(self.missing(id));
+            }
             View::Running(_) => handle.end(EndCause::Killed).await,
-            View::Killing { .. } => {}
+            View::Killing { stopped: false } => {}
         }
         handle.stopped().await;
         let let_go = matches!(&*handle.view.borrow(), View::LetGo);
