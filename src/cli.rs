@@ -2,6 +2,7 @@
 //! socket; only `serve`, `doctor` and `template import` do work of their own.
 
 mod admin;
+mod ca;
 mod doctor;
 mod embedded;
 mod key;
@@ -60,6 +61,9 @@ enum Command {
     /// Templates of the running server
     #[command(subcommand)]
     Template(template::TemplateCommand),
+    /// Trust the certificates of the server's own development authority
+    #[command(subcommand)]
+    Ca(ca::CaCommand),
     /// Probe what this host offers: what will be used, what is lost without it, what to do
     Doctor(doctor::DoctorArgs),
     /// Print the `OpenAPI` document of the control plane
@@ -89,6 +93,7 @@ impl Cli {
             Command::Key(command) => key::run(command, &load(&settings, [])?),
             Command::Team(command) => team::run(command, &load(&settings, [])?),
             Command::Template(command) => template::run(command, &load(&settings, [])?),
+            Command::Ca(command) => ca::run(command, &load(&settings, [])?),
             Command::Doctor(args) => doctor::run(&args, &load(&settings, [])?),
             Command::Openapi => Ok(openapi::run()),
         }

@@ -34,6 +34,17 @@ pub struct Network {
     pub listen: SocketAddr,
     /// The domain in answers; none: `firkin.localhost:<port>`.
     pub domain: Option<String>,
+    /// The server's own certificate; none: a development authority signs one.
+    pub tls: Option<TlsFiles>,
+}
+
+/// A certificate with its key, both PEM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// The chain, the server's certificate first.
+    pub cert: PathBuf,
+    /// The key.
+    pub key: PathBuf,
 }
 
 /// Where things are kept.
@@ -77,6 +88,8 @@ impl Config {
     pub const KEYS: &'static [(&'static str, &'static str)] = &[
         ("listen", "127.0.0.1:3000"),
         ("domain", "firkin.localhost:<port>"),
+        ("tls-cert", "signed by a development authority"),
+        ("tls-key", "the development certificate's own"),
         ("data-dir", DEFAULT_DATA_DIR),
         ("max-timeout-hours", "no limit"),
         ("cpu-count", "2"),
@@ -95,6 +108,7 @@ impl Config {
                     .value("listen", "an address and port, such as 127.0.0.1:3000")?
                     .unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 3000))),
                 domain: sources.checked("domain", domain)?,
+                tls: tls_files(sources)?,
             },
             storage: Storage {
                 data_dir: sources
@@ -131,6 +145,17 @@ fn domain(text: &str) -> Result<String, &'static str> {
         Ok(text.to_ascii_lowercase())
     } else {
         Err("a host name, with a port where it is not 443: sandboxes.example.com or firkin.localhost:3000")
+    }
+}
+
+fn tls_files(sources: &Sources) -> Result<Option<TlsFiles>, ConfigError> {
+    let cert = sources.checked("tls-cert", absolute_path)?;
+    let key = sources.checked("tls-key", absolute_path)?;
+    match (cert, key) {
+        (Some(cert), Some(key)) => Ok(Some(TlsFiles { cert, key })),
+        (None, None) => Ok(None),
+        (Some(_), None) => sources.checked("tls-cert", |_| Err("enough alone: give tls-key too")),
+        (None, Some(_)) => sources.checked("tls-key", |_| Err("enough alone: give tls-cert too")),
     }
 }
 
@@ -211,6 +236,16 @@ mod tests {
     fn an_unknown_key_in_the_file_is_refused() {
         let error = load(&[], &[], "lisen = \"127.0.0.1:1\"\n").unwrap_err().to_string();
         assert!(error.contains("lisen") && error.contains("listen"), "{error}");
+    }
+
+    #[test]
+    fn a_certificate_comes_with_its_key() {
+        let (cert, key) = (("tls-cert", "/c.pem"), ("tls-key", "/k.pem"));
+        assert!(load(&[cert, key], &[], "").unwrap().network.tls.is_some());
+        assert_eq!(load(&[], &[], "").unwrap().network.tls, None);
+        let error = load(&[cert], &[], "").unwrap_err().to_string();
+        assert!(error.contains("--tls-cert") && error.contains("give tls-key"), "{error}");
+        assert!(load(&[key], &[], "").is_err());
     }
 
     #[test]

@@ -111,6 +111,8 @@ const CRATES: &[(&str, &[&str])] = &[
     ("clap", &["cli"]),
     ("objc2_virtualization", &["vz"]),
     ("seccompiler", &["warden"]),
+    ("rustls", &["proxy", "app"]),
+    ("rcgen", &["app"]),
     ("tower", &["proxy", "routes", "guest", "app"]),
     ("anyhow", &["cli", "app"]),
 ];

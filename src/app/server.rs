@@ -2,7 +2,7 @@
 //! order that a stop needs.
 //!
 //! ```text
-//! start: warden's socket -> engine -> store -> keys (first start: team and key) -> base template
+//! start: certificate -> warden's socket -> engine -> store -> keys (first start: team and key) -> base template
 //!        -> recovery (adopt, undo, sweep) -> ready
 //! stop:  no new work -> requests end, at most GRACE -> registry -> warden
 //! ```
@@ -28,11 +28,14 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    app::base,
+    app::{
+        base,
+        tls::{Authority, Given, Keeper},
+    },
     clock::{Clock, SystemClock},
     config::Config,
     id::{Entropy, OsEntropy},
-    proxy::{self, gateway::Gateway},
+    proxy::{self, gateway::Gateway, tls::Acceptor},
     routes::{self, AppState, Settings, keyring::KeyRing},
     runtime::{
         namespace::{NamespaceEngine, WardenClient},
@@ -55,6 +58,8 @@ pub struct Start<'a> {
     pub domain: &'a str,
     /// The directory of database, secret and admin socket.
     pub gateway_dir: &'a Path,
+    /// The operator's certificate; none: a development authority signs one.
+    pub certificate: Option<Given>,
     /// The directory of the machines' link sockets.
     pub run_dir: &'a Path,
     /// The warden's socket.
@@ -68,6 +73,7 @@ pub struct Server {
     state: AppState,
     warden: WardenClient,
     admin: UnixListener,
+    keeper: Keeper,
     notice: Option<String>,
     found: usize,
     asked: Asked,
@@ -101,8 +107,14 @@ impl Server {
     /// Joins everything and recovers what an earlier server left.
     pub async fn start(start: Start<'_>) -> anyhow::Result<Self> {
         let asked = Asked::listen()?;
-        let (engine, warden) = NamespaceEngine::connect(start.helper, start.run_dir).await?;
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let keeper = if let Some(given) = start.certificate {
+            Keeper::given(given, Arc::clone(&clock))?
+        } else {
+            let authority = Authority::open(start.gateway_dir, start.domain, clock.now())?;
+            Keeper::development(authority, Arc::clone(&clock))?
+        };
+        let (engine, warden) = NamespaceEngine::connect(start.helper, start.run_dir).await?;
         let entropy: Arc<dyn Entropy> = Arc::new(OsEntropy);
         let database = start.gateway_dir.join("firkin.db");
         let store: Arc<dyn Store> = Arc::new(
@@ -135,7 +147,7 @@ impl Server {
         };
         let state = AppState { registry, store, keys, clock, entropy, settings };
         let admin = admin_socket(&start.gateway_dir.join("admin.sock"))?;
-        Ok(Self { state, warden, admin, notice, found, asked })
+        Ok(Self { state, warden, admin, keeper, notice, found, asked })
     }
 
     /// What there is to say about the base template.
@@ -162,11 +174,10 @@ impl Server {
     pub async fn run(mut self, listener: TcpListener, stop_sandboxes: bool) -> anyhow::Result<ExitCode> {
         let stop = CancellationToken::new();
         let router = routes::router(self.state.clone());
-        let gateway = Gateway::new(
-            self.state.registry.clone(),
-            router,
-            proxy::gateway::Settings::new(&*self.state.settings.domain),
-        );
+        let mut settings = proxy::gateway::Settings::new(&*self.state.settings.domain);
+        settings.tls = Some(Acceptor::new(self.keeper.certificates())?);
+        let gateway = Gateway::new(self.state.registry.clone(), router, settings);
+        tokio::spawn(self.keeper.run(stop.clone()));
         listener.set_nonblocking(true)?;
         let listener = tokio::net::TcpListener::from_std(listener)?;
         let edge = tokio::spawn(proxy::gateway::serve(listener, gateway, stop.clone()));
@@ -204,16 +215,21 @@ fn secret(path: &Path, entropy: &dyn Entropy) -> anyhow::Result<[u8; 32]> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let mut bytes = [0; 32];
             entropy.fill(&mut bytes);
-            let fresh = path.with_extension("new");
-            let mut file = fs::OpenOptions::new();
-            let mut file = file.write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
-            io::Write::write_all(&mut file, &bytes)?;
-            file.sync_all()?;
-            fs::rename(&fresh, path)?;
+            write_private(path, &bytes)?;
             Ok(bytes)
         }
         Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
     }
+}
+
+/// Writes a file that only its owner may read, whole or not at all.
+pub(super) fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let fresh = path.with_extension("new");
+    let mut file = fs::OpenOptions::new();
+    let mut file = file.write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
+    io::Write::write_all(&mut file, bytes)?;
+    file.sync_all()?;
+    fs::rename(&fresh, path)
 }
 
 /// Listens on the admin socket, 0600, in place of one that an earlier server left.

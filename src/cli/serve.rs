@@ -11,6 +11,7 @@
 use std::{
     net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
     os::fd::OwnedFd,
+    path::Path,
     process::ExitCode,
 };
 
@@ -18,9 +19,12 @@ use anyhow::{Context as _, bail};
 use clap::Args;
 
 use crate::{
-    app::server::{self, Server},
+    app::{
+        server::{self, Server},
+        tls::Given,
+    },
     cli::{embedded, note, say},
-    config::Config,
+    config::{self, Config},
     telemetry, warden,
 };
 
@@ -33,6 +37,13 @@ pub(super) struct ServeArgs {
     /// The domain in answers, which `get_host()` builds on [default: firkin.localhost:PORT]
     #[arg(long, value_name = "NAME[:PORT]")]
     domain: Option<String>,
+    /// The server's certificate chain, PEM; read again when it changes [default: a development
+    /// authority signs one, see `firkin ca`]
+    #[arg(long, value_name = "FILE")]
+    tls_cert: Option<String>,
+    /// The key of --tls-cert, PEM
+    #[arg(long, value_name = "FILE")]
+    tls_key: Option<String>,
     /// Longest run of a sandbox, in hours [default: no limit]
     #[arg(long, value_name = "HOURS")]
     max_timeout_hours: Option<String>,
@@ -45,10 +56,12 @@ pub(super) struct ServeArgs {
 
 impl ServeArgs {
     /// The flags that are settings.
-    pub(super) fn flags(&self) -> [(&'static str, Option<String>); 3] {
+    pub(super) fn flags(&self) -> [(&'static str, Option<String>); 5] {
         [
             ("listen", self.listen.clone()),
             ("domain", self.domain.clone()),
+            ("tls-cert", self.tls_cert.clone()),
+            ("tls-key", self.tls_key.clone()),
             ("max-timeout-hours", self.max_timeout_hours.clone()),
         ]
     }
@@ -67,6 +80,11 @@ pub(super) fn run(args: &ServeArgs, config: &Config) -> anyhow::Result<ExitCode>
     let listener = TcpListener::bind(config.network.listen).with_context(|| {
         format!("cannot listen on {}; choose another address with --listen", config.network.listen)
     })?;
+    // As root, because keys are often root's alone.
+    let certificate = match &config.network.tls {
+        Some(files) => Some(Given::load(&files.cert, &files.key)?),
+        None => None,
+    };
     let helper = warden::fork(&prepared, guest, embedded::sudo())?;
     warden::drop_privileges(&prepared)?;
     std::fs::read_dir(prepared.gateway_dir()).with_context(|| {
@@ -77,8 +95,15 @@ pub(super) fn run(args: &ServeArgs, config: &Config) -> anyhow::Result<ExitCode>
             config.storage.data_dir.display()
         )
     })?;
+    if let Some(Err(error)) = certificate.as_ref().map(Given::readable) {
+        note(&format!(
+            "firkin: {error}: a renewed certificate needs a new start, because the gateway's user (uid {}) cannot \
+             read it; see \"Names\" in docs/operations.md",
+            prepared.gateway_uid()
+        ));
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let code = runtime.block_on(serve(args, config, &prepared, listener, helper))?;
+    let code = runtime.block_on(serve(args, config, &prepared, listener, helper, certificate))?;
     // Tasks that are still busy (an idle client's connection) do not hold up the exit.
     runtime.shutdown_background();
     Ok(code)
@@ -90,6 +115,7 @@ async fn serve(
     prepared: &warden::Prepared,
     listener: TcpListener,
     helper: OwnedFd,
+    certificate: Option<Given>,
 ) -> anyhow::Result<ExitCode> {
     let address = listener.local_addr()?;
     let domain =
@@ -97,6 +123,7 @@ async fn serve(
     let server = Server::start(server::Start {
         config,
         domain: &domain,
+        certificate,
         gateway_dir: &prepared.gateway_dir(),
         run_dir: &prepared.run_dir(),
         helper,
@@ -108,7 +135,7 @@ async fn serve(
     }
     let url = format!("http://{}", reachable(address));
     if let Some(key) = server.first_key().await? {
-        say(&first_lines(&url, &key));
+        say(&first_lines(&url, &key, &domain, &config.storage.data_dir));
     }
     say(&format!(
         "firkin ready at {url} (domain {domain}, {} sandboxes found, data in {})",
@@ -127,7 +154,12 @@ fn reachable(address: SocketAddr) -> SocketAddr {
     }
 }
 
-fn first_lines(url: &str, key: &str) -> String {
+fn first_lines(url: &str, key: &str, domain: &str, data_dir: &Path) -> String {
+    let place = if data_dir == Path::new(config::DEFAULT_DATA_DIR) {
+        String::new()
+    } else {
+        format!(" --data-dir {}", data_dir.display())
+    };
     format!(
         r#"A team and an API key were made. The key is shown only now; `firkin key create` makes more.
 
@@ -140,6 +172,11 @@ fn first_lines(url: &str, key: &str) -> String {
   JS      npm install e2b
           node -e 'import("e2b").then(async (e2b) => console.log((await (await e2b.Sandbox.create()).commands.run("echo hi")).stdout))'
   curl    curl -s -X POST $E2B_API_URL/v2/sandboxes -H "X-API-Key: $E2B_API_KEY" -H 'Content-Type: application/json' -d '{{"templateID":"base"}}'
+
+Or by names, over TLS on the same port, instead of the two URLs:
+
+  export E2B_DOMAIN={domain}
+  eval "$(sudo firkin ca env{place})"
 "#
     )
 }

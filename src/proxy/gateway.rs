@@ -1,4 +1,5 @@
-//! One listener for everything: accepts connections, speaks HTTP/1.1 and h2c on them, and gives
+//! One listener for everything: accepts connections, speaks HTTP/1.1 and HTTP/2 on them, plain or
+//! in TLS, and gives
 //! each request to the sandbox stack or to the control plane's routes.
 //!
 //! ```text
@@ -23,6 +24,7 @@ use hyper_util::{
     server::conn::auto,
 };
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
 };
@@ -39,6 +41,7 @@ use super::{
     resolve::Lookup,
     stack::{Stack, stack},
     target::Inbound,
+    tls::{Acceptor, Opened},
 };
 use crate::{id::SandboxId, runtime::registry::Registry};
 
@@ -70,6 +73,8 @@ pub struct Settings {
     pub max_streams: u32,
     /// Requests at the same time to one sandbox; none: no limit (the contract's default).
     pub sandbox_connections: Option<u32>,
+    /// Speaks TLS with clients that begin with it; none: plain only.
+    pub tls: Option<Acceptor>,
 }
 
 /// The one service of every connection. Cheap to clone.
@@ -123,6 +128,7 @@ impl Settings {
             max_connections: 16_384,
             max_streams: 256,
             sandbox_connections: None,
+            tls: None,
         }
     }
 }
@@ -230,6 +236,29 @@ async fn converse(
     connection: Connection,
     shutdown: &CancellationToken,
 ) {
+    let settings = &connection.gateway.inner.settings;
+    let Some(acceptor) = &settings.tls else { return talk(server, socket, connection, shutdown).await };
+    let opened = tokio::select! {
+        opened = acceptor.open(socket, settings.head_timeout, settings.idle_timeout) => opened,
+        // No request was begun.
+        () = shutdown.cancelled() => return,
+    };
+    match opened {
+        Ok(Opened::Plain(socket)) => talk(server, socket, connection, shutdown).await,
+        Ok(Opened::Tls(socket)) => talk(server, socket, connection, shutdown).await,
+        Err(error) => tracing::debug!(%error, "a connection ended before it said anything"),
+    }
+}
+
+/// HTTP on a connection, as long as it goes on.
+async fn talk<S>(
+    server: &auto::Builder<TokioExecutor>,
+    socket: S,
+    connection: Connection,
+    shutdown: &CancellationToken,
+) where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let settings = &connection.gateway.inner.settings;
     let (head, idle) = (settings.head_timeout, settings.idle_timeout);
     let socket = Patient::new(socket, Arc::clone(&connection.activity), head, idle);

@@ -18,5 +18,6 @@ pub mod resolve;
 mod stack;
 mod step;
 mod target;
+pub mod tls;
 mod token;
 mod upgrade;

@@ -5,4 +5,5 @@ mod refusals;
 mod rig;
 mod smuggling;
 mod streams;
+mod tls;
 mod tunnels;
