@@ -94,6 +94,16 @@ pub fn ensure(
     sudo: &[u8],
     progress: &mut dyn FnMut(&str),
 ) -> Result<ImageInfo, ImageError> {
+    ensure_of(store, sudo, &|_| true, progress)
+}
+
+/// As [`ensure`], of the packages that `wanted` names: tests do not need all of them.
+fn ensure_of(
+    store: BorrowedFd<'_>,
+    sudo: &[u8],
+    wanted: &dyn Fn(&str) -> bool,
+    progress: &mut dyn FnMut(&str),
+) -> Result<ImageInfo, ImageError> {
     let host = root()?;
     for _ in 0..ATTEMPTS {
         let fingerprint = fingerprint_of(host.as_fd(), sudo)?;
@@ -105,7 +115,7 @@ pub fn ensure(
             found => return found,
         }
         let draft = Draft::begin(store, build)?;
-        let (kind, notice) = make(host.as_fd(), &draft, sudo, progress)?;
+        let (kind, notice) = make(host.as_fd(), &draft, sudo, wanted, progress)?;
         if fingerprint_of(host.as_fd(), sudo)? == fingerprint {
             progress("writing base to the disk");
             return draft.finish(kind, Some(fingerprint.to_hex()), notice);
@@ -132,11 +142,12 @@ fn make(
     host: BorrowedFd<'_>,
     draft: &Draft<'_>,
     sudo: &[u8],
+    wanted: &dyn Fn(&str) -> bool,
     progress: &mut dyn FnMut(&str),
 ) -> Result<(ImageKind, Option<String>), ImageError> {
     check_merged(host)?;
     progress("reading the host's package database");
-    let owned = packages::owned(host)?;
+    let owned = packages::owned(host, wanted)?;
     let mut tree = draft.layer("root")?;
     match view::probe(host, &mut tree) {
         Ok(()) => {

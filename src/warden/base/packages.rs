@@ -47,8 +47,8 @@ pub(super) fn hash_status(host: BorrowedFd<'_>, hash: &mut Sha256) -> Result<(),
     Ok(())
 }
 
-/// Reads the lists of all packages.
-pub(super) fn owned(host: BorrowedFd<'_>) -> Result<Owned, ImageError> {
+/// Reads the lists of the packages that are wanted.
+pub(super) fn owned(host: BorrowedFd<'_>, wanted: &dyn Fn(&str) -> bool) -> Result<Owned, ImageError> {
     let info = directory(host, &format!("{ADMIN}/info")).doing(|| format!("open {ADMIN}/info"))?;
     let diversions = diversions(host);
     let mut owned = Owned::default();
@@ -56,6 +56,9 @@ pub(super) fn owned(host: BorrowedFd<'_>) -> Result<Owned, ImageError> {
         let Ok(name) = std::str::from_utf8(&name) else { continue };
         let Some(package) = name.strip_suffix(".list") else { continue };
         let package = package.split(':').next().unwrap_or(package);
+        if !wanted(package) {
+            continue;
+        }
         let list = read_capped(info.as_fd(), name, LARGEST).doing(|| format!("read {ADMIN}/info/{name}"))?;
         for line in list.split(|byte| *byte == b'\n') {
             let line = match diversions.get(line) {
@@ -141,9 +144,10 @@ mod tests {
         std::fs::write(admin.join("info/perf:amd64.list"), "/usr\n/usr/bin\n/usr/bin/perf\n/etc/perf.conf\n")
             .unwrap();
         std::fs::write(admin.join("info/other.list"), "/bin/perf\n/usr/local/bin/no\n").unwrap();
+        std::fs::write(admin.join("info/third.list"), "/usr/bin/third\n").unwrap();
         std::fs::write(admin.join("diversions"), "/bin/perf\n/bin/perf.old\nperf\n").unwrap();
         let dir = std::fs::File::open(host.path()).unwrap();
-        let owned = owned(dir.as_fd()).unwrap();
+        let owned = owned(dir.as_fd(), &|package| package != "third").unwrap();
         let bin: Vec<_> =
             owned.usr[b"usr/bin".as_slice()].iter().map(|name| String::from_utf8_lossy(name)).collect();
         assert_eq!(bin, ["perf", "perf.old"]);

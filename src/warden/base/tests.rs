@@ -1,6 +1,7 @@
 //! These run as root on a Debian host and build the real thing, on the file system of /usr.
 
 use std::{
+    collections::HashSet,
     os::unix::fs::{MetadataExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     process::Command,
@@ -13,6 +14,7 @@ use super::*;
 struct Store {
     dir: tempfile::TempDir,
     fd: File,
+    packages: HashSet<String>,
     /// The tests that build look at the host's files, so they take turns.
     _turn: MutexGuard<'static, ()>,
 }
@@ -29,16 +31,40 @@ impl Store {
         let here = Path::new(env!("CARGO_MANIFEST_DIR")).join("target");
         let dir = tempfile::Builder::new().prefix("store-").tempdir_in(here).unwrap();
         let fd = File::open(dir.path()).unwrap();
-        Some(Self { dir, fd, _turn: turn })
+        Some(Self { dir, fd, packages: packages(), _turn: turn })
     }
 
     fn ensure(&self) -> ImageInfo {
-        ensure(self.fd.as_fd(), b"#!/bin/sh\n", &mut |line| println!("{line}")).unwrap()
+        let wanted = |package: &str| self.packages.contains(package);
+        ensure_of(self.fd.as_fd(), b"#!/bin/sh\n", &wanted, &mut |line| println!("{line}")).unwrap()
     }
 
     fn root(&self, info: &ImageInfo) -> PathBuf {
         self.dir.path().join(info.build.to_string()).join("root")
     }
+}
+
+/// The packages of the tools that these tests run, with what they depend on: a tenth of a host's
+/// directories, which are what takes time.
+fn packages() -> HashSet<String> {
+    let essential = Command::new("dpkg-query")
+        .args(["-W", "-f", "${Essential} ${Priority} ${Package}\n"])
+        .output()
+        .unwrap();
+    let essential = String::from_utf8(essential.stdout).unwrap();
+    let essential = essential
+        .lines()
+        .filter(|line| line.starts_with("yes ") || line.contains(" required "))
+        .filter_map(|line| line.split(' ').next_back());
+    let depends = Command::new("apt-cache")
+        .args(["depends", "--recurse", "--installed", "--no-recommends", "--no-suggests", "--no-conflicts"])
+        .args(["--no-breaks", "--no-replaces", "--no-enhances", "python3", "openssl", "curl", "git", "mawk"])
+        .args(essential.clone())
+        .output()
+        .unwrap();
+    let depends = String::from_utf8(depends.stdout).unwrap();
+    let named = depends.lines().filter(|line| !line.starts_with([' ', '<', '|']));
+    named.chain(essential).map(|name| name.split(':').next().unwrap().to_owned()).collect()
 }
 
 /// Runs a line with the image as its root and the host's devices, in a mount namespace of its own.
