@@ -28,6 +28,9 @@ use crate::{
     telemetry, warden,
 };
 
+/// Connections that the kernel keeps until they are accepted.
+const BACKLOG: i32 = 4096;
+
 /// Flags of `firkin serve`.
 #[derive(Debug, Args)]
 pub(super) struct ServeArgs {
@@ -85,6 +88,8 @@ pub(super) fn run(args: &ServeArgs, config: &Config) -> anyhow::Result<ExitCode>
         Some(files) => Some(Given::load(&files.cert, &files.key)?),
         None => None,
     };
+    // Many clients may call at the same moment; the standard library's queue is short.
+    rustix::net::listen(&listener, BACKLOG)?;
     let helper = warden::fork(&prepared, guest, embedded::sudo())?;
     warden::drop_privileges(&prepared)?;
     std::fs::read_dir(prepared.gateway_dir()).with_context(|| {

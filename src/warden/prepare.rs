@@ -65,7 +65,9 @@ pub fn prepare(data_dir: &Path) -> Result<Prepared, WardenError> {
     let before = read_instance(data.as_fd());
     let live = |instance: Instance| cgroup::Cgroups::detect(instance).inhabited();
     let claim = Claim::take(Path::new(REGISTRY), data_dir, before, &live)?;
-    write_instance(data.as_fd(), claim.instance).at("record the instance")?;
+    if before != Some(claim.instance.0) {
+        write_instance(data.as_fd(), claim.instance).at("record the instance")?;
+    }
     let id = claim.instance.gateway_id();
     own(data.as_fd(), id, id, 0o700).at("hand the data directory to the gateway")?;
     let gateway = room(data.as_fd(), "gateway").at("make DATA/gateway")?;
