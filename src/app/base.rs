@@ -59,3 +59,57 @@ pub async fn register(
     store.put_template(template).await?;
     store.add_build(build).await
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        clock::SystemClock,
+        id::{BuildId, OsEntropy},
+        store::memory::MemoryStore,
+    };
+
+    const SIZE: Resources = Resources { cpu_count: 2, memory_mb: 1024, disk_mb: 10_240 };
+
+    fn image(kind: ImageKind, fingerprint: &str) -> ImageInfo {
+        ImageInfo {
+            build: BuildId::generate(&OsEntropy),
+            kind,
+            fingerprint: Some(fingerprint.to_owned()),
+            fresh: true,
+            notice: None,
+        }
+    }
+
+    async fn named(store: &MemoryStore, name: &str) -> Option<Template> {
+        store.resolve_template(TeamId(uuid::Uuid::nil()), None, name).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_host_upgrade_is_a_new_build_of_the_same_template() {
+        let store = MemoryStore::default();
+        let (before, after) = (image(ImageKind::HostPackages, "1"), image(ImageKind::HostPackages, "2"));
+        register(&store, &SystemClock, &OsEntropy, &before, SIZE).await.unwrap();
+        let first = named(&store, "base").await.unwrap();
+        assert_eq!(first.build.as_ref().unwrap().id, before.build);
+        register(&store, &SystemClock, &OsEntropy, &before, SIZE).await.unwrap();
+        assert_eq!(named(&store, "base").await.unwrap(), first, "nothing changed, nothing is written");
+
+        register(&store, &SystemClock, &OsEntropy, &after, SIZE).await.unwrap();
+        let second = named(&store, "code-interpreter-v1").await.unwrap();
+        assert_eq!((second.id, second.created_at), (first.id, first.created_at));
+        assert_eq!(second.build.unwrap().fingerprint.as_deref(), Some("2"));
+    }
+
+    #[tokio::test]
+    async fn only_the_live_view_is_also_called_host() {
+        let store = MemoryStore::default();
+        register(&store, &SystemClock, &OsEntropy, &image(ImageKind::HostPackages, "1"), SIZE).await.unwrap();
+        assert_eq!(named(&store, "host").await, None);
+        register(&store, &SystemClock, &OsEntropy, &image(ImageKind::HostView, "1"), SIZE).await.unwrap();
+        assert_eq!(
+            named(&store, "host").await.map(|host| host.id),
+            named(&store, "base").await.map(|base| base.id)
+        );
+    }
+}

@@ -5,6 +5,8 @@
 
 use std::{
     fs,
+    io::Write as _,
+    os::unix::fs::OpenOptionsExt as _,
     path::Path,
     sync::{Arc, Mutex, PoisonError},
 };
@@ -103,14 +105,33 @@ fn introduce(guest: &Guest, init: Init) -> Option<String> {
 /// The files by which programs know that they run in a sandbox (contract/sandbox 5.5).
 fn mark(dir: &Path, init: &Init) -> std::io::Result<()> {
     fs::create_dir_all(dir)?;
-    fs::write(dir.join(".E2B_SANDBOX"), "true")?;
-    fs::write(dir.join(".E2B_SANDBOX_ID"), init.sandbox_id.as_str())?;
-    fs::write(dir.join(".E2B_TEMPLATE_ID"), &init.template_id)
+    write(&dir.join(".E2B_SANDBOX"), "true")?;
+    write(&dir.join(".E2B_SANDBOX_ID"), init.sandbox_id.as_str())?;
+    write(&dir.join(".E2B_TEMPLATE_ID"), &init.template_id)
+}
+
+/// Writes a small file without ever waiting: root in the sandbox may have put a pipe in its place.
+fn write(path: &Path, text: &str) -> std::io::Result<()> {
+    let mut file = fs::OpenOptions::new();
+    file.write(true).create(true).truncate(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
+    file.open(path)?.write_all(text.as_bytes())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pipe_in_place_of_a_mark_is_an_error_and_holds_nobody_up() {
+        let dir = tempfile::tempdir().unwrap();
+        write(&dir.path().join("file"), "true").unwrap();
+        assert_eq!(fs::read_to_string(dir.path().join("file")).unwrap(), "true");
+        let pipe = dir.path().join("pipe");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        write(&pipe, "true").unwrap_err();
+        std::os::unix::fs::symlink(dir.path().join("file"), dir.path().join("link")).unwrap();
+        write(&dir.path().join("link"), "true").unwrap_err();
+    }
 
     #[test]
     fn init_makes_the_guest_known_and_later_messages_are_refused_by_name() {

@@ -85,7 +85,8 @@ impl KernelFiles {
             dev: make("tmpfs", &[("mode", "755"), ("size", "1m")], MountAttrFlags::MOUNT_ATTR_NOSUID)?,
             pts: make(
                 "devpts",
-                &[("ptmxmode", "666"), ("mode", "620"), ("gid", "5")],
+                // The host's terminals are one pool: no sandbox may take them all.
+                &[("ptmxmode", "666"), ("mode", "620"), ("gid", "5"), ("max", "256")],
                 MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC,
             )?,
             shm: make("tmpfs", &[("mode", "1777"), ("size", &half)], executable)?,
