@@ -1,8 +1,11 @@
 """Rows of the threat model that are seen from outside, each with its allowed twin first."""
 
+import json
 import os
 import pathlib
+import socket
 import subprocess
+import urllib.parse
 
 import pytest
 
@@ -17,27 +20,21 @@ def status_of(process):
     )
 
 
-def gateway_pids():
-    """The processes that were started as `firkin serve` on the test's data directory, parents first."""
-    found = []
-    for entry in pathlib.Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                command = (entry / "cmdline").read_bytes().split(b"\0")
-            except OSError:
-                continue
-            if str(DATA).encode() in command:
-                found.append(int(entry.name))
-    return sorted(found)
+def gateway():
+    """The process that listens on the server's port."""
+    listening = subprocess.run(["ss", "-Hltnp"], capture_output=True, text=True, check=True).stdout
+    port = os.environ["E2B_API_URL"].rsplit(":", 1)[1]
+    line = next(line for line in listening.splitlines() if f"127.0.0.1:{port} " in line)
+    return int(line.split("pid=")[1].split(",")[0])
+
+
+def resident_mib(process):
+    return int(status_of(process)["VmRSS"].split()[0]) // 1024
 
 
 def test_privilege_row_the_gateway_holds_no_root_and_no_capability(sandbox):
     assert sandbox.commands.run("echo works").stdout == "works\n"
-    listening = subprocess.run(["ss", "-Hltnp"], capture_output=True, text=True, check=True).stdout
-    port = os.environ["E2B_API_URL"].rsplit(":", 1)[1]
-    line = next(line for line in listening.splitlines() if f"127.0.0.1:{port} " in line)
-    gateway = int(line.split("pid=")[1].split(",")[0])
-    status = status_of(gateway)
+    status = status_of(gateway())
     assert "0" not in status["Uid"].split() and "0" not in status["Gid"].split(), status["Uid"]
     assert status["Groups"].split() in ([], status["Gid"].split()[:1])
     for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
@@ -109,6 +106,54 @@ def test_exhaustion_row_a_fork_bomb_stays_inside(sandbox):
         assert sandbox.files.exists("/home/user")
         bomb.kill()
     assert sandbox.kill()
+
+
+def start_and_never_read(sandbox, command):
+    """A `Process.Start` whose answer nobody reads, on a connection of its own."""
+    message = json.dumps({"process": {"cmd": "/bin/sh", "args": ["-c", command]}, "stdin": False}).encode()
+    body = b"\0" + len(message).to_bytes(4, "big") + message
+    url = urllib.parse.urlsplit(os.environ["E2B_SANDBOX_URL"])
+    connection = socket.create_connection((url.hostname, url.port), timeout=30)
+    headers = {
+        "Host": "localhost",
+        "E2b-Sandbox-Id": sandbox.sandbox_id,
+        "E2b-Sandbox-Port": "49983",
+        "X-Access-Token": sandbox._envd_access_token,
+        "Content-Type": "application/connect+json",
+        "Content-Length": str(len(body)),
+    }
+    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    connection.sendall(f"POST /process.Process/Start HTTP/1.1\r\n{lines}\r\n".encode() + body)
+    return connection
+
+
+def test_exhaustion_row_output_that_nobody_reads_costs_no_memory(sandbox):
+    read = sandbox.commands.run("head -c 20000000 /dev/zero | tr '\\0' x")
+    assert len(read.stdout) == 20_000_000
+    guest = int(subprocess.run(
+        ["pgrep", "-o", "-f", f"^firkin-guest {sandbox.sandbox_id}"], capture_output=True, text=True, check=True
+    ).stdout)
+    before = resident_mib(gateway()), resident_mib(guest)
+    connections = [start_and_never_read(sandbox, "exec yes") for _ in range(4)]
+    try:
+        for connection in connections:
+            assert connection.recv(12) == b"HTTP/1.1 200"
+        # Long enough for gigabytes, if somebody took them in.
+        for _ in range(20):
+            assert sandbox.commands.run("echo live; sleep 0.1", timeout=10).stdout == "live\n"
+        after = resident_mib(gateway()), resident_mib(guest)
+        assert after[0] - before[0] < 64 and after[1] - before[1] < 64, (before, after)
+    finally:
+        for connection in connections:
+            connection.close()
+
+
+def test_exhaustion_row_one_sandbox_cannot_take_all_terminals(sandbox):
+    take = "python3 -c 'import os\nheld = 0\ntry:\n  while held < 2000: os.openpty(); held += 1\nexcept OSError: pass\nprint(held)'"
+    held = int(sandbox.commands.run(f"ulimit -n 8000 && {take}").stdout)
+    assert 100 <= held <= 256, held
+    with Sandbox.create(timeout=60) as neighbour:
+        assert int(neighbour.commands.run("python3 -c 'import os; os.openpty(); print(1)'").stdout) == 1
 
 
 def test_escape_row_the_kernel_is_out_of_reach(sandbox):
