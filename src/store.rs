@@ -182,7 +182,8 @@ pub trait Store: Send + Sync + fmt::Debug {
 
     /// Adds a template or replaces the one of the same id; `Conflict` when an alias is taken.
     async fn put_template(&self, template: Template) -> Result<(), StoreError>;
-    /// Adds a build and makes it what the template's default tag points to.
+    /// Adds a build, or replaces the template's own of the same id, and makes it what the default
+    /// tag points to; `Conflict` when the id is another template's.
     async fn add_build(&self, build: Build) -> Result<(), StoreError>;
     /// Every template visible to the team: its own, public ones and global ones, oldest first.
     async fn templates(&self, team: TeamId) -> Result<Vec<Template>, StoreError>;

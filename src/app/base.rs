@@ -99,6 +99,10 @@ mod tests {
         let second = named(&store, "code-interpreter-v1").await.unwrap();
         assert_eq!((second.id, second.created_at), (first.id, first.created_at));
         assert_eq!(second.build.unwrap().fingerprint.as_deref(), Some("2"));
+
+        // A package that is removed again brings the earlier build back.
+        register(&store, &SystemClock, &OsEntropy, &before, SIZE).await.unwrap();
+        assert_eq!(named(&store, "base").await.unwrap().build.unwrap().id, before.build);
     }
 
     #[tokio::test]

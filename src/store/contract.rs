@@ -151,6 +151,17 @@ async fn templates_and_names(store: &dyn Store) {
         ..build.clone()
     };
     assert!(matches!(store.add_build(lost).await, Err(StoreError::Missing)));
+    let stolen = Build { template: global.id.clone(), ..build.clone() };
+    assert!(matches!(store.add_build(stolen).await, Err(StoreError::Conflict(_))));
+    let newer = Build { id: BuildId::generate(&OsEntropy), created_at: at(6), ..build.clone() };
+    store.add_build(newer.clone()).await.unwrap();
+    assert_eq!(store.template(&own.id).await.unwrap().unwrap().build, Some(newer));
+    store.add_build(build.clone()).await.unwrap();
+    assert_eq!(
+        store.template(&own.id).await.unwrap().unwrap().build,
+        Some(build.clone()),
+        "back to an older one"
+    );
     store.count_spawn(&own.id, at(7)).await.unwrap();
     store.put_template(Template { public: true, ..own.clone() }).await.unwrap();
     let kept = store.template(&own.id).await.unwrap().unwrap();

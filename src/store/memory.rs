@@ -169,7 +169,7 @@ impl Store for MemoryStore {
 
     async fn add_build(&self, build: Build) -> Result<(), StoreError> {
         let mut tables = self.tables.lock();
-        if tables.builds.contains_key(&build.id) {
+        if tables.builds.get(&build.id).is_some_and(|known| known.template != build.template) {
             return Err(StoreError::Conflict(build.id.to_string()));
         }
         let template = tables

@@ -114,7 +114,10 @@ pub(super) fn add_build(db: &Connection, build: &Build) -> Result<(), StoreError
     let added = db
         .prepare_cached(
             "INSERT INTO builds (id, template, cpu_count, memory_mb, disk_mb, fingerprint, created_us)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
+             ON CONFLICT (id) DO UPDATE SET cpu_count = excluded.cpu_count, memory_mb = excluded.memory_mb,
+                 disk_mb = excluded.disk_mb, fingerprint = excluded.fingerprint, created_us = excluded.created_us
+             WHERE template = excluded.template",
         )?
         .execute(params![
             id,
@@ -124,8 +127,10 @@ pub(super) fn add_build(db: &Connection, build: &Build) -> Result<(), StoreError
             build.resources.disk_mb,
             build.fingerprint,
             build.created_at.as_microsecond()
-        ]);
-    unique(added, &id)?;
+        ])?;
+    if added == 0 {
+        return Err(StoreError::Conflict(id));
+    }
     db.execute(
         "UPDATE templates SET build = ?1, updated_us = ?3 WHERE id = ?2",
         params![id, template, build.created_at.as_microsecond()],
