@@ -3,5 +3,6 @@
 
 mod server;
 
+mod boot;
 mod lifecycle;
 mod privilege;
