@@ -12,9 +12,25 @@ import threading
 
 import pytest
 
+import rows
 from e2b import Sandbox
 
 START_SECONDS = 180
+
+
+def pytest_configure(config):
+    rows.begin(config)
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item):
+    outcome = yield
+    rows.note(item, outcome.get_result())
+
+
+def pytest_collection_modifyitems(items):
+    # The table is compared when all rows are in.
+    items.sort(key=lambda item: item.path.name == "test_table.py")
 
 
 @pytest.fixture(scope="session", autouse=True)
