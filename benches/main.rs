@@ -5,6 +5,8 @@
 //! the ratio is what is compared from version to version, the target is for a quiet machine with
 //! two cores. One JSON object a metric goes to standard output, a table for people follows.
 
+mod p10_files;
+mod p11_stdout;
 mod p13_start;
 mod p1_create;
 mod p2_first_command;
@@ -18,7 +20,7 @@ fn main() -> anyhow::Result<()> {
     // Cargo adds `--bench`; everything else names promises.
     let mut wanted: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with("--")).collect();
     if wanted.is_empty() {
-        wanted = ["p1", "p2", "p3", "p13"].map(str::to_owned).to_vec();
+        wanted = ["p1", "p2", "p3", "p10", "p11", "p13"].map(str::to_owned).to_vec();
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let mut report = Report::default();
@@ -27,8 +29,10 @@ fn main() -> anyhow::Result<()> {
             "p1" => runtime.block_on(p1_create::run(&mut report))?,
             "p2" => runtime.block_on(p2_first_command::run(&mut report))?,
             "p3" => runtime.block_on(p3_exec::run(&mut report))?,
+            "p10" => runtime.block_on(p10_files::run(&mut report))?,
+            "p11" => runtime.block_on(p11_stdout::run(&mut report))?,
             "p13" => p13_start::run(&mut report)?,
-            other => bail!("there is no promise {other}: p1, p2, p3 and p13 are measured here"),
+            other => bail!("there is no promise {other}: p1, p2, p3, p10, p11 and p13 are measured here"),
         }
     }
     report.table();

@@ -86,13 +86,11 @@ impl Client {
     fn rpc(sandbox: &Sandbox, method: &str, kind: &str) -> http::request::Builder {
         let request = Request::post(format!("/process.Process/{method}"))
             .header("content-type", kind)
-            .header("connect-protocol-version", "1")
-            .header("e2b-sandbox-id", &sandbox.id)
-            .header("e2b-sandbox-port", "49983");
-        match &sandbox.token {
-            Some(token) => request.header("x-access-token", token),
-            None => request,
-        }
+            .header("connect-protocol-version", "1");
+        sandbox
+            .routing("49983")
+            .into_iter()
+            .fold(request, |request, (name, value)| request.header(name, value))
     }
 
     /// Starts a process; its events are the frames.
@@ -135,16 +133,32 @@ impl Client {
     }
 }
 
+// === impl Sandbox ===
+
+impl Sandbox {
+    /// The headers that lead a request to one of its ports.
+    pub(crate) fn routing<'a>(&'a self, port: &'a str) -> Vec<(&'static str, &'a str)> {
+        let token = self.token.as_deref().map(|token| ("x-access-token", token));
+        [("e2b-sandbox-id", self.id.as_str()), ("e2b-sandbox-port", port)].into_iter().chain(token).collect()
+    }
+}
+
 // === impl Frames ===
 
 impl Frames {
     /// The next message; none after the stream's end, which must be without error.
     pub(crate) async fn next(&mut self) -> anyhow::Result<Option<Value>> {
+        Ok(self.next_text().await?.map(|text| serde_json::from_slice(&text)).transpose()?)
+    }
+
+    /// The same, unparsed.
+    pub(crate) async fn next_text(&mut self) -> anyhow::Result<Option<BytesMut>> {
         loop {
-            if let Some((flags, message)) = self.take()? {
+            if let Some((flags, text)) = self.take()? {
                 if flags & END_OF_STREAM == 0 {
-                    return Ok(Some(message));
+                    return Ok(Some(text));
                 }
+                let message: Value = serde_json::from_slice(&text)?;
                 ensure!(message.get("error").is_none(), "the stream failed: {message}");
                 // Read to the end, so that the connection can serve the next request.
                 while self.body.frame().await.is_some() {}
@@ -161,14 +175,13 @@ impl Frames {
         }
     }
 
-    fn take(&mut self) -> anyhow::Result<Option<(u8, Value)>> {
+    fn take(&mut self) -> anyhow::Result<Option<(u8, BytesMut)>> {
         let &[flags, a, b, c, d, ..] = &self.buffer[..] else { return Ok(None) };
         let length = usize::try_from(u32::from_be_bytes([a, b, c, d]))?;
         if self.buffer.len() < 5 + length {
             return Ok(None);
         }
         self.buffer.advance(5);
-        let message = self.buffer.split_to(length);
-        Ok(Some((flags, serde_json::from_slice(&message)?)))
+        Ok(Some((flags, self.buffer.split_to(length))))
     }
 }

@@ -24,7 +24,7 @@ const STOP_PATIENCE: Duration = Duration::from_secs(30);
 pub(crate) struct Server {
     pub(crate) address: String,
     pub(crate) key: String,
-    _process: Running,
+    process: Running,
     // Its other end: a server whose output has nowhere to go might mind.
     _output: BufReader<ChildStdout>,
     home: Home,
@@ -92,9 +92,19 @@ impl Server {
             line.clear();
         }
         match (address, key) {
-            (Some(address), Some(key)) => Ok(Self { address, key, _process: process, _output: output, home }),
+            (Some(address), Some(key)) => Ok(Self { address, key, process, _output: output, home }),
             _ => bail!("the server did not become ready:\n{}", home.log()),
         }
+    }
+
+    /// The gateway's.
+    pub(crate) fn pid(&self) -> u32 {
+        self.process.0.id()
+    }
+
+    /// A directory of its own, on the disk of its data.
+    pub(crate) fn home(&self) -> &Path {
+        self.home.path()
     }
 
     /// Its log, for when something failed.
