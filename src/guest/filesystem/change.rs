@@ -4,7 +4,10 @@
 use std::{
     fs::{self, DirBuilder},
     io,
-    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, chown},
+    os::unix::{
+        ffi::OsStrExt as _,
+        fs::{DirBuilderExt as _, MetadataExt as _, chown},
+    },
     path::{Path, PathBuf},
 };
 
@@ -63,35 +66,43 @@ fn make_one(dir: &Path, owner: Owner) -> Result<(), String> {
     }
 }
 
-/// Renames, replacing an existing file; makes the destination's parents.
+/// Renames, replacing an existing file but no directory; makes the destination's parents.
 pub(crate) fn rename(source: &Path, destination: &Path, owner: Owner) -> Result<(), FilesystemError> {
     if let Some(parent) = destination.parent() {
         ensure_dirs(parent, owner).map_err(FilesystemError::Internal)?;
     }
-    let error = match fs::rename(source, destination) {
-        Ok(()) => return Ok(()),
-        Err(error) => error,
-    };
-    // A missing component of the destination is just made: what is missing is the source.
-    if is_missing(&error) {
-        return Err(FilesystemError::NotFound(format!(
-            "source file not found: {}",
-            failure::describe("rename", source, &error)
-        )));
-    }
-    let outcome = if error.raw_os_error() == Some(libc::EXDEV) && is_overlay_limit(source, destination) {
-        move_by_copy(source, destination)
-    } else {
-        Err(error)
+    let renamed = spare_directory(source, destination).and_then(|()| fs::rename(source, destination));
+    let outcome = match renamed {
+        Err(error) if error.raw_os_error() == Some(libc::EXDEV) && is_overlay_limit(source, destination) => {
+            move_by_copy(source, destination)
+        }
+        other => other,
     };
     outcome.map_err(|error| {
-        FilesystemError::Internal(format!(
-            "error renaming: rename {} {}: {}",
-            source.display(),
-            destination.display(),
-            failure::text(&error)
-        ))
+        let text =
+            format!("rename {} {}: {}", source.display(), destination.display(), failure::text(&error));
+        // A missing component of the destination is just made: what is missing is the source.
+        if is_missing(&error) {
+            FilesystemError::NotFound(format!("source file not found: {text}"))
+        } else {
+            FilesystemError::Internal(format!("error renaming: {text}"))
+        }
     })
+}
+
+/// Go's `os.Rename`, and envd with it, puts nothing in the place of a directory, where the kernel
+/// would take an empty one.
+fn spare_directory(source: &Path, destination: &Path) -> io::Result<()> {
+    let Ok(there) = fs::symlink_metadata(destination) else { return Ok(()) };
+    if !there.is_dir() {
+        return Ok(());
+    }
+    let moved = fs::symlink_metadata(source)?;
+    let same = (moved.dev(), moved.ino()) == (there.dev(), there.ino());
+    if same && source.as_os_str() != destination.as_os_str() {
+        return Ok(());
+    }
+    Err(io::Error::from_raw_os_error(libc::EEXIST))
 }
 
 /// An overlay without `redirect_dir` refuses to rename a directory of a lower layer with
@@ -107,10 +118,7 @@ fn is_overlay_limit(source: &Path, destination: &Path) -> bool {
 fn move_by_copy(source: &Path, destination: &Path) -> io::Result<()> {
     match fs::symlink_metadata(destination) {
         Ok(found) if !found.is_dir() => return Err(io::Error::from_raw_os_error(libc::ENOTDIR)),
-        Ok(_) if fs::read_dir(destination)?.next().is_some() => {
-            return Err(io::Error::from_raw_os_error(libc::ENOTEMPTY));
-        }
-        Ok(_) => fs::remove_dir(destination)?,
+        Ok(_) => return Err(io::Error::from_raw_os_error(libc::EEXIST)),
         Err(error) if is_missing(&error) => {}
         Err(error) => return Err(error),
     }
@@ -139,6 +147,12 @@ fn beside(destination: &Path) -> io::Result<PathBuf> {
 
 /// Removes a file or a whole tree; what is not there is removed already.
 pub(crate) fn remove(path: &Path) -> Result<(), FilesystemError> {
+    // The directory would be emptied and stay: the kernel removes no `.`.
+    if path.as_os_str().as_bytes().ends_with(b"/.") {
+        let error = io::Error::from_raw_os_error(libc::EINVAL);
+        let text = failure::describe("RemoveAll", path, &error);
+        return Err(FilesystemError::Internal(format!("error removing file or directory: {text}")));
+    }
     let removed = match fs::symlink_metadata(path) {
         Ok(found) if found.is_dir() => erase::tree(path),
         Ok(_) => fs::remove_file(path),
@@ -164,14 +178,13 @@ mod tests {
         let (from, to) = (dir.path().join("from"), dir.path().join("to"));
         fs::create_dir_all(from.join("sub")).unwrap();
         fs::write(from.join("sub/f"), "x").unwrap();
-        fs::create_dir(&to).unwrap();
         move_by_copy(&from, &to).unwrap();
         assert!(!from.exists());
         assert_eq!(fs::read_to_string(to.join("sub/f")).unwrap(), "x");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing is left beside it");
 
         fs::create_dir(&from).unwrap();
-        assert_eq!(move_by_copy(&from, &to).unwrap_err().raw_os_error(), Some(libc::ENOTEMPTY));
+        assert_eq!(move_by_copy(&from, &to).unwrap_err().raw_os_error(), Some(libc::EEXIST));
         fs::write(dir.path().join("file"), "").unwrap();
         let over = move_by_copy(&from, &dir.path().join("file")).unwrap_err();
         assert_eq!(over.raw_os_error(), Some(libc::ENOTDIR));

@@ -13,6 +13,7 @@ import threading
 import pytest
 
 import rows
+from box import Box
 from e2b import Sandbox
 
 START_SECONDS = 180
@@ -44,6 +45,22 @@ def sandbox():
     sandbox = Sandbox.create(timeout=120)
     yield sandbox
     sandbox.kill()
+
+
+@pytest.fixture(scope="module")
+def box():
+    """One sandbox for all tests of a file: each works in its own `place`."""
+    box = Box()
+    yield box
+    box.close()
+
+
+@pytest.fixture
+def place(box, request):
+    """An empty directory of the user's, for one test."""
+    path = f"/home/user/{re.sub('[^a-z0-9]+', '-', request.node.name.lower())[:100]}"
+    box.sh(f"mkdir {path}", user="user")
+    return path
 
 
 @dataclasses.dataclass

@@ -45,10 +45,10 @@ class Wire:
         return status, json.loads(body)
 
     def unary_proto(self, method, message, answer, headers=None):
-        """(status, `answer` filled, or the error's JSON) of a unary call in protobuf."""
+        """(status, `answer` filled, or the error's JSON) of a unary call in protobuf. Messages are of the SDK's `*_pb`."""
         sent = {"Content-Type": "application/proto"} | (headers or {})
-        status, body, _ = self.http("POST", f"/{method}", message.SerializeToString(), sent)
-        return (status, json.loads(body)) if status != 200 else (status, answer.FromString(body))
+        status, body, _ = self.http("POST", f"/{method}", message.to_binary(), sent)
+        return (status, json.loads(body)) if status != 200 else (status, answer.from_binary(body))
 
     @contextlib.contextmanager
     def stream(self, method, message, headers=None):
