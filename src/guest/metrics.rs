@@ -16,12 +16,14 @@ use axum::{
     extract::State,
     http::header,
     response::{IntoResponse as _, Response},
-    routing::get,
 };
 use nix::sys::{statvfs::statvfs, uio::pread};
 use serde::Serialize;
 
-use crate::guest::state::{Guest, Machine};
+use crate::guest::{
+    serve::{problem, read_only},
+    state::{Guest, Machine},
+};
 
 const MIB: u64 = 1 << 20;
 /// Kernel clock ticks a second, as `/proc/stat` counts on every Linux.
@@ -65,7 +67,7 @@ pub(crate) fn routes(guest: &Guest) -> Router<Guest> {
     let busy_ns = busy_ns(guest.machine()).unwrap_or_default();
     let last = std::sync::Arc::new(Mutex::new(Seen { at: now, busy_ns }));
     Router::new()
-        .route("/metrics", get(move |State(guest): State<Guest>| async move { answer(&guest, &last) }))
+        .route("/metrics", read_only(move |State(guest): State<Guest>| async move { answer(&guest, &last) }))
 }
 
 /// A handful of small reads from kernel memory: not worth a thread.
@@ -74,7 +76,7 @@ fn answer(guest: &Guest, last: &Mutex<Seen>) -> Response {
         Ok(metrics) => ([(header::CACHE_CONTROL, "no-store")], axum::Json(metrics)).into_response(),
         Err(error) => {
             let text = format!("cannot read the machine's counters: {error}");
-            crate::guest::serve::problem(http::StatusCode::INTERNAL_SERVER_ERROR, &text)
+            problem(http::StatusCode::INTERNAL_SERVER_ERROR, &text)
         }
     }
 }

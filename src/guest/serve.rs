@@ -9,9 +9,10 @@ use axum::{
     Router,
     body::Body,
     extract::{Request, State},
+    handler::Handler,
     middleware::{self, Next},
     response::{IntoResponse as _, Response},
-    routing::get,
+    routing::{MethodRouter, get, post_service},
 };
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use connectrpc::{ConnectError, ConnectRpcService, Limits};
@@ -24,7 +25,7 @@ use crate::guest::{
     process::Processes,
     rpc::{self, ProcessService},
     state::{BasicUser, Guest, invalid_username},
-    transfer,
+    transfer::{self, Problem},
 };
 
 mod cors;
@@ -32,6 +33,26 @@ mod leftover;
 
 /// The largest RPC message: input is sent in one piece.
 const MAX_MESSAGE: usize = 64 << 20;
+/// Every RPC. Others are no routes, as with envd's own handlers, and not errors of the RPC library.
+const METHODS: [&str; 17] = [
+    "process.Process/List",
+    "process.Process/Connect",
+    "process.Process/Start",
+    "process.Process/Update",
+    "process.Process/StreamInput",
+    "process.Process/SendInput",
+    "process.Process/SendSignal",
+    "process.Process/CloseStdin",
+    "filesystem.Filesystem/Stat",
+    "filesystem.Filesystem/MakeDir",
+    "filesystem.Filesystem/Move",
+    "filesystem.Filesystem/ListDir",
+    "filesystem.Filesystem/Remove",
+    "filesystem.Filesystem/WatchDir",
+    "filesystem.Filesystem/CreateWatcher",
+    "filesystem.Filesystem/GetWatcherEvents",
+    "filesystem.Filesystem/RemoveWatcher",
+];
 const ACCESS_TOKEN: &str = "x-access-token";
 const DENIED: &str =
     "unauthorized access, please provide a valid access token or method signing if supported";
@@ -51,12 +72,12 @@ fn routes(guest: &Guest, processes: Processes) -> Router<Guest> {
         .add_service(Arc::new(ProcessService::new(guest.clone(), processes)))
         .add_service(Arc::new(FilesystemService::new(guest.clone())));
     let services = ConnectRpcService::new(services).with_limits(limits);
-    Router::new()
-        .route_service("/process.Process/{method}", services.clone())
-        .route_service("/filesystem.Filesystem/{method}", services)
-        .layer(middleware::from_fn(rpc::moderate))
-        .route("/health", get(health))
-        .route("/envs", get(envs))
+    let rpcs = METHODS.iter().fold(Router::new(), |router, method| {
+        router.route(&format!("/{method}"), post_service(services.clone()))
+    });
+    rpcs.layer(middleware::from_fn(rpc::moderate))
+        .route("/health", read_only(health))
+        .route("/envs", read_only(envs))
         .merge(metrics::routes(guest))
         .merge(transfer::routes())
         .fallback(|| async { (StatusCode::NOT_FOUND, "404 page not found\n") })
@@ -128,15 +149,14 @@ pub(crate) fn rpc_error(headers: &HeaderMap, error: &ConnectError) -> Response {
 
 /// An error in envd's own form: an integer code, not Connect's word.
 pub(crate) fn problem(status: StatusCode, message: &str) -> Response {
-    let mut body = serde_json::json!({ "code": status.as_u16(), "message": message }).to_string();
-    body.push('\n');
-    (
-        status,
-        [
-            (header::CONTENT_TYPE, "application/json; charset=utf-8"),
-            (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
-        ],
-        body,
-    )
-        .into_response()
+    Problem::new(status, message).into_response()
+}
+
+/// A route that reads: envd refuses HEAD, which axum would answer with GET's handler.
+pub(crate) fn read_only<H, T>(handler: H) -> MethodRouter<Guest>
+where
+    H: Handler<T, Guest>,
+    T: 'static,
+{
+    get(handler).head(|| async { (StatusCode::METHOD_NOT_ALLOWED, [(header::ALLOW, "GET")]) })
 }

@@ -13,9 +13,8 @@ use axum::{
     response::{IntoResponse as _, Response},
     routing::{MethodFilter, MethodRouter, on, post},
 };
-use serde::Deserialize;
 
-use self::problem::Problem;
+pub(crate) use self::problem::Problem;
 use crate::guest::{
     signature::{Operation, Signed},
     state::Guest,
@@ -43,24 +42,62 @@ pub(crate) fn routes() -> Router<Guest> {
 }
 
 /// The query of `/files`, as it came.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default)]
 struct FilesQuery {
     path: Option<String>,
     username: Option<String>,
     signature: Option<String>,
+    /// Unix seconds.
     signature_expiration: Option<i64>,
 }
 
+/// A query's names and values in their order.
+type Pairs = Query<Vec<(String, String)>>;
+
 /// What a query that does not parse is answered with: text, unlike all other errors here.
-fn bind(query: Result<Query<FilesQuery>, QueryRejection>) -> Result<FilesQuery, Box<Response>> {
-    query.map(|Query(query)| query).map_err(|rejection| {
-        let text = format!("Invalid format for a query parameter: {}\n", rejection.body_text());
+fn bind(query: Result<Pairs, QueryRejection>) -> Result<FilesQuery, Box<Response>> {
+    let parsed = match query {
+        Ok(Query(pairs)) => FilesQuery::parse(pairs),
+        Err(rejection) => Err(format!("Invalid format for parameter query: {}", rejection.body_text())),
+    };
+    parsed.map_err(|text| {
         let headers = [
             (header::CONTENT_TYPE, "text/plain; charset=utf-8"),
             (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
         ];
-        Box::new((StatusCode::BAD_REQUEST, headers, text).into_response())
+        Box::new((StatusCode::BAD_REQUEST, headers, text + "\n").into_response())
     })
+}
+
+// === impl FilesQuery ===
+
+impl FilesQuery {
+    /// Each name at most once; names that mean nothing here are passed over.
+    fn parse(pairs: Vec<(String, String)>) -> Result<Self, String> {
+        let (mut query, mut expiration) = (Self::default(), None);
+        for (name, value) in pairs {
+            let place = match &*name {
+                "path" => &mut query.path,
+                "username" => &mut query.username,
+                "signature" => &mut query.signature,
+                "signature_expiration" => &mut expiration,
+                _ => continue,
+            };
+            if place.replace(value).is_some() {
+                return Err(format!("Invalid format for parameter {name}: more than one value"));
+            }
+        }
+        query.signature_expiration = match expiration.as_deref().map(str::parse) {
+            Some(Ok(seconds)) => Some(seconds),
+            Some(Err(_)) => {
+                return Err(
+                    "Invalid format for parameter signature_expiration: not a whole number".to_owned()
+                );
+            }
+            None => None,
+        };
+        Ok(query)
+    }
 }
 
 /// Who the request is for, once its token or signature is found good.

@@ -74,10 +74,6 @@ fn plan(guest: &Guest, body: &[u8]) -> Result<Plan, Problem> {
         let path = paths::resolve(&source, &user, workdir.as_deref()).map_err(|error| {
             Problem::bad_request(format!("error resolving source path {source:?}: {error}"))
         })?;
-        if path == destination {
-            let text = format!("source path {source:?} cannot be the same as destination");
-            return Err(Problem::bad_request(text));
-        }
         sources.push((source, path));
     }
     Ok(Plan { sources, destination, owner: Owner { uid: user.uid, gid: user.gid } })
@@ -87,6 +83,13 @@ fn plan(guest: &Guest, body: &[u8]) -> Result<Plan, Problem> {
 
 impl Plan {
     fn run(&self) -> Result<Written, Problem> {
+        for (source, path) in &self.sources {
+            // It would be deleted as a source right after it was made.
+            if is_same_entry(path, &self.destination) {
+                let text = format!("source path {source:?} cannot be the same as destination");
+                return Err(Problem::bad_request(text));
+            }
+        }
         for (source, path) in &self.sources {
             match fs::metadata(path) {
                 Ok(found) if found.is_file() => {}
@@ -148,6 +151,13 @@ impl Plan {
         }
         Ok(())
     }
+}
+
+/// Whether both name the same entry of the same directory, however they are written.
+fn is_same_entry(one: &Path, other: &Path) -> bool {
+    let place =
+        |path: &Path| Some((fs::canonicalize(path.parent()?).ok()?, path.file_name()?.to_os_string()));
+    one == other || place(one).is_some_and(|place_of_one| Some(place_of_one) == place(other))
 }
 
 fn failed(what: &str, path: &Path, error: &io::Error) -> Problem {

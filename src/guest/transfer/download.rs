@@ -12,7 +12,7 @@ use std::{
 
 use axum::{
     body::Body,
-    extract::{Query, State, rejection::QueryRejection},
+    extract::{State, rejection::QueryRejection},
     http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{IntoResponse as _, Response},
 };
@@ -20,7 +20,7 @@ use bytes::Bytes;
 use flate2::{Compression, write::GzEncoder};
 
 use super::{
-    FilesQuery, authorize, bind,
+    FilesQuery, Pairs, authorize, bind,
     block::{self, Block},
     blocking,
     conditional::{self, Verdict},
@@ -43,7 +43,7 @@ const BOUNDARY: &str = "firkin-5f1c3a0d9be24706a8d2b7e4c6913f58";
 /// Sends one file.
 pub(super) async fn get_files(
     State(guest): State<Guest>,
-    query: Result<Query<FilesQuery>, QueryRejection>,
+    query: Result<Pairs, QueryRejection>,
     headers: HeaderMap,
 ) -> Response {
     let query = match bind(query) {
@@ -177,9 +177,12 @@ impl Source {
         match verdict {
             Verdict::NotModified => Ok(StatusCode::NOT_MODIFIED.into_response()),
             Verdict::PreconditionFailed => Ok(StatusCode::PRECONDITION_FAILED.into_response()),
-            Verdict::Unsatisfiable(text) => {
-                let range = [(header::CONTENT_RANGE, format!("bytes */{size}"))];
-                Ok((StatusCode::RANGE_NOT_SATISFIABLE, range, format!("{text}\n")).into_response())
+            Verdict::BadRange => Ok(unsatisfiable("invalid range\n")),
+            Verdict::NoOverlap => {
+                let mut response = unsatisfiable("invalid range: failed to overlap\n");
+                let range = HeaderValue::from_str(&format!("bytes */{size}")).ok();
+                response.headers_mut().extend(range.map(|range| (header::CONTENT_RANGE, range)));
+                Ok(response)
             }
             Verdict::Whole => self.answer(StatusCode::OK, kind, VecDeque::from([Segment::File(0..size)])),
             Verdict::Parts(parts) => {
@@ -245,6 +248,10 @@ fn in_parts(parts: &[Range<u64>], kind: &str, size: u64) -> VecDeque<Segment> {
     }
     segments.push_back(Segment::Text(format!("\r\n--{BOUNDARY}--\r\n").into()));
     segments
+}
+
+fn unsatisfiable(text: &'static str) -> Response {
+    (StatusCode::RANGE_NOT_SATISFIABLE, [(header::X_CONTENT_TYPE_OPTIONS, "nosniff")], text).into_response()
 }
 
 fn content_range(part: &Range<u64>, size: u64) -> HeaderValue {

@@ -13,7 +13,7 @@ use std::{
 use async_compression::tokio::bufread::GzipDecoder;
 use axum::{
     body::Body,
-    extract::{Query, State, rejection::QueryRejection},
+    extract::{State, rejection::QueryRejection},
     http::{HeaderMap, StatusCode, header},
     response::{IntoResponse as _, Response},
 };
@@ -23,7 +23,7 @@ use serde::Serialize;
 use tokio_util::io::{ReaderStream, StreamReader};
 
 use super::{
-    FilesQuery, authorize, bind,
+    FilesQuery, Pairs, authorize, bind,
     encoding::{self, Encoding},
     problem::Problem,
     store::{self, Target},
@@ -66,7 +66,7 @@ struct Upload {
 /// Takes one file (`application/octet-stream`) or several (`multipart/*`).
 pub(super) async fn post_files(
     State(guest): State<Guest>,
-    query: Result<Query<FilesQuery>, QueryRejection>,
+    query: Result<Pairs, QueryRejection>,
     headers: HeaderMap,
     body: Body,
 ) -> Response {

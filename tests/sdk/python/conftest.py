@@ -1,6 +1,7 @@
 """What the SDK tests share: the server's environment, servers of their own, and a look at the host."""
 
 import dataclasses
+import itertools
 import os
 import pathlib
 import re
@@ -17,6 +18,7 @@ from box import Box
 from e2b import Sandbox
 
 START_SECONDS = 180
+PLACES = itertools.count()
 
 
 def pytest_configure(config):
@@ -58,7 +60,8 @@ def box():
 @pytest.fixture
 def place(box, request):
     """An empty directory of the user's, for one test."""
-    path = f"/home/user/{re.sub('[^a-z0-9]+', '-', request.node.name.lower())[:100]}"
+    name = re.sub("[^a-z0-9]+", "-", request.node.name.split("[")[0])
+    path = f"/home/user/{name}-{next(PLACES)}"
     box.sh(f"mkdir {path}", user="user")
     return path
 

@@ -2,9 +2,11 @@
 
 import re
 
+import mounts
 import pytest
 
 from box import told
+from fuse import Fuse
 from wire import Wire
 
 WATCH = "filesystem.Filesystem/WatchDir"
@@ -262,6 +264,32 @@ def test_watch_below_a_file(box):
     assert box.refused("CreateWatcher", {"path": "/etc/hostname/x"})[0] == "internal"
     _, end = box.wire.call(WATCH, {"path": "/etc/hostname/x"})
     assert end["error"]["code"] == "internal"
+
+
+@pytest.fixture(scope="module")
+def network(box):
+    """A directory on a file system that is not the kernel's own."""
+    box.sh("mkdir -m 777 /mnt/network")
+    fuse = Fuse()
+    mounts.mount(box, "/mnt/network", "fuse", fuse.options, fuse.fd)
+    fuse.serve()
+    assert box.sh("stat -f -c %T /mnt/network") == "fuseblk\n"
+    return "/mnt/network"
+
+
+@row("A network mount (shown with FUSE) is refused without `allow_network_mounts`: invalid_argument.")
+def test_network_mounts_are_refused(box, network):
+    wanted = ("invalid_argument", f"cannot watch path on network filesystem: {network}")
+    assert box.refused("CreateWatcher", {"path": network}) == wanted
+    messages, end = box.wire.call(WATCH, {"path": network, "recursive": True})
+    assert messages == [] and (end["error"]["code"], end["error"]["message"]) == wanted
+
+
+@row("With `allow_network_mounts` it is watched: what this kernel does there is told of.")
+def test_network_mounts_are_watched_when_allowed(box, network):
+    with box.watch(network, allowNetworkMounts=True) as watcher:
+        box.sh(f"mkdir {network}/made", user="user")
+        assert box.poll(watcher) == [("CREATE", "made")]
 
 
 @row("`allow_network_mounts` changes nothing where there is no network mount.")
