@@ -20,6 +20,7 @@ use std::{
 };
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde::Deserialize;
 use tokio::{net::UnixListener, runtime};
 
@@ -91,6 +92,7 @@ pub fn run(arguments: impl IntoIterator<Item = String>) -> Result<(), BootError>
     let start = Start::from_arguments(arguments)?;
     let reaper = Reaper::default();
     let zygote = Zygote::fork(&start.groups).map_err(|error| BootError::Kernel("fork the spawner", error))?;
+    raise_open_files().map_err(|error| BootError::Kernel("raise the limit of files", error))?;
     runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(BLOCKING_THREADS)
@@ -99,6 +101,12 @@ pub fn run(arguments: impl IntoIterator<Item = String>) -> Result<(), BootError>
         .map_err(|error| BootError::Kernel("start the runtime", error))?
         .block_on(serve_machine(start, zygote, reaper))
         .map_err(|error| BootError::Kernel("serve the link", error))
+}
+
+/// The guest holds several descriptors a process and stream: its own limit is the hard one.
+fn raise_open_files() -> io::Result<()> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    Ok(setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?)
 }
 
 async fn serve_machine(start: Start, zygote: Zygote, reaper: Reaper) -> io::Result<()> {

@@ -14,6 +14,7 @@ use nix::{
     errno::Errno,
     fcntl::OFlag,
     sys::{
+        resource::{Resource, getrlimit, setrlimit},
         socket::{ControlMessageOwned, MsgFlags, recvmsg},
         stat::{Mode, umask},
     },
@@ -28,6 +29,9 @@ use super::{
 /// The longest order: arguments and environment may not exceed what exec takes anyway.
 const MAX_ORDER: usize = 16 << 20;
 const LAST_SIGNAL: i32 = 64;
+/// Descriptors that a process may open without asking for more: programs walk up to this limit,
+/// and those that use `select` rely on it. The guest's own is higher.
+const OPEN_FILES: u64 = 1024;
 
 /// Forks the zygote; returns in the guest only.
 pub(super) fn fork(socket: &UnixStream, groups: &[OwnedFd]) -> io::Result<i32> {
@@ -76,6 +80,10 @@ fn settle(socket: RawFd, groups: &[OwnedFd]) {
         libc::setpriority(libc::PRIO_PROCESS, 0, 0);
     }
     umask(Mode::from_bits_truncate(0o022));
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        // Lowering is never refused.
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, OPEN_FILES.min(hard), hard);
+    }
     for group in groups {
         // A group that cannot be joined leaves the process where it is; the launcher checked them.
         let _ = write(group, b"0");
