@@ -171,12 +171,14 @@ def test_processes_at_once_all_run_at_the_same_time(sandbox, size):
 
     def run(number, started):
         with wire.stream("process.Process/Start", shell(f"echo a{number}; : < /tmp/gate; echo b{number}")) as events:
-            text, end = b"", {}
-            for event in events:
-                text += text_of(event)
-                end = event.get("event", {}).get("end", end)
+            text, end, answer = b"", {}, {}
+            for answer in events:
+                text += text_of(answer)
+                end = answer.get("event", {}).get("end", end)
                 if text == f"a{number}\n".encode() and not started.done():
                     started.set_result(None)
+            if not started.done():
+                started.set_exception(AssertionError(f"start {number} was refused: {answer}"))
             return text.decode(), end.get("status")
 
     with bounded(sandbox, STREAM_GROWTH), concurrent.futures.ThreadPoolExecutor(size) as pool:
@@ -185,6 +187,8 @@ def test_processes_at_once_all_run_at_the_same_time(sandbox, size):
         try:
             waited = concurrent.futures.wait(started, timeout=60)
             assert not waited.not_done, f"{len(waited.not_done)} of {size} did not start"
+            for future in waited.done:
+                future.result()
             listed = wire.unary("process.Process/List", {})[1]["processes"]
             assert len(listed) == size
         finally:
@@ -192,6 +196,11 @@ def test_processes_at_once_all_run_at_the_same_time(sandbox, size):
         results = [future.result(60) for future in running]
         holder.kill()
     assert results == [(f"a{number}\nb{number}\n", "exit status 0") for number in range(size)]
+
+
+def test_a_process_may_open_as_many_files_as_linux_grants_by_default(sandbox):
+    # The guest's own limit is higher; `select` in a process is no use beyond this.
+    assert sandbox.commands.run("ulimit -Sn; ulimit -Hn").stdout.split()[0] == "1024"
 
 
 @sizes(10_000, 100_000)
