@@ -49,6 +49,10 @@ fn documented() -> OpenApiRouter<AppState> {
         .routes(routes!(sandboxes::connect::connect_v2))
         .routes(routes!(sandboxes::timeout::timeout))
         .routes(routes!(sandboxes::refresh::refresh))
+        .routes(routes!(sandboxes::logs::logs_v1))
+        .routes(routes!(sandboxes::logs::logs_v2))
+        .routes(routes!(sandboxes::metrics::of_one))
+        .routes(routes!(sandboxes::metrics::latest))
         .routes(routes!(templates::list::list))
         .routes(routes!(templates::alias::alias))
 }

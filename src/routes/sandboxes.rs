@@ -7,6 +7,8 @@ pub(crate) mod get;
 mod idempotency;
 pub(crate) mod kill;
 pub(crate) mod list;
+pub(crate) mod logs;
+pub(crate) mod metrics;
 mod network;
 pub(crate) mod refresh;
 mod request;

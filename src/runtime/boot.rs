@@ -18,6 +18,7 @@ use super::{
     engine::{Machine, MachineSpec},
     logs::LogRing,
     registry::LifeError,
+    samples::History,
     world::{Phase, World},
 };
 use crate::sandbox::{SandboxRecord, SandboxState};
@@ -52,6 +53,7 @@ pub(super) struct Active {
     pub(super) machine: Arc<dyn Machine>,
     pub(super) control: Control,
     pub(super) logs: Arc<LogRing>,
+    pub(super) samples: Arc<History>,
 }
 
 /// A phase did not come to its end.
@@ -185,6 +187,7 @@ impl Attached {
                 machine: self.machine,
                 control: self.control,
                 logs: self.logs,
+                samples: Arc::default(),
             }),
             Err(error) => Err(self.failed(error)),
         }

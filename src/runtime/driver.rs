@@ -28,9 +28,11 @@ use tokio_util::sync::CancellationToken;
 use super::{
     boot::{self, Active, Failed, Remains, Requested},
     control::Asker,
+    engine::Machine,
     logs::LogRing,
     queue::{Refusal, Request, Stage, Verdict},
     registry::{Handles, KILL_BOUND, LifeError, Sandbox, Target},
+    samples::History,
     world::World,
 };
 use crate::{
@@ -87,6 +89,8 @@ pub(super) struct Live {
     pub(super) record: SandboxRecord,
     pub(super) target: Target,
     pub(super) logs: Arc<LogRing>,
+    pub(super) samples: Arc<History>,
+    pub(super) machine: Arc<dyn Machine>,
     pub(super) asker: Asker,
 }
 
@@ -166,8 +170,16 @@ impl Driver {
     fn begin(&self, active: &Active) -> CancellationToken {
         let ended = CancellationToken::new();
         self.show(active, &ended);
+        self.measure(active);
         self.world.reaper.set(self.id, active.record.end_at);
         ended
+    }
+
+    /// The first sample is there at once; the sampler goes on.
+    fn measure(&self, active: &Active) {
+        let (samples, machine) = (Arc::clone(&active.samples), Arc::clone(&active.machine));
+        let (resources, now) = (active.record.spec.resources, self.world.now());
+        tokio::spawn(async move { samples.sample(&*machine, resources, now).await });
     }
 
     fn show(&self, active: &Active, ended: &CancellationToken) {
@@ -182,7 +194,14 @@ impl Driver {
             mask_request_host: mask.map(Arc::from),
             ended: ended.clone(),
         };
-        let live = Live { record, target, logs: Arc::clone(&active.logs), asker: active.control.asker() };
+        let live = Live {
+            record,
+            target,
+            logs: Arc::clone(&active.logs),
+            samples: Arc::clone(&active.samples),
+            machine: Arc::clone(&active.machine),
+            asker: active.control.asker(),
+        };
         self.view.send_replace(View::Running(Arc::new(live)));
     }
 

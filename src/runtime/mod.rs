@@ -15,4 +15,5 @@ mod control;
 mod driver;
 mod queue;
 mod reaper;
+mod samples;
 mod world;

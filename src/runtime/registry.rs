@@ -13,12 +13,17 @@
 mod handles;
 mod recover;
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::{Arc, Weak},
+    time::Duration,
+};
 
+use futures_util::StreamExt as _;
 use jiff::Timestamp;
 use tokio::{
     sync::{Semaphore, mpsc, oneshot, watch},
-    time::timeout,
+    time::{MissedTickBehavior, timeout},
 };
 use tokio_util::{
     sync::{CancellationToken, DropGuard},
@@ -32,10 +37,12 @@ use super::{
     driver::{self, Command, Driver, EndCause, Live, View},
     queue::{self, Refusal, Request},
     reaper::Reaper,
+    samples,
     world::World,
 };
 pub use super::{
     logs::LogLine,
+    samples::Sample,
     token::{TokenKey, same},
     world::{BootFault, Limits, Phase},
 };
@@ -162,6 +169,9 @@ impl Registry {
             .run(Arc::clone(&clock), move |id| told.upgrade().is_none_or(|handles| handles.expire(id)));
         let stopped = stop_reaper.clone();
         tokio::spawn(async move { stopped.run_until_cancelled(reaping).await });
+        let sampling = sample(Arc::downgrade(&handles), Arc::clone(&clock));
+        let stopped = stop_reaper.clone();
+        tokio::spawn(async move { stopped.run_until_cancelled(sampling).await });
         let world = Arc::new(World {
             engine,
             store,
@@ -262,6 +272,23 @@ impl Registry {
     /// The last lines of the guest's log, oldest first.
     pub fn logs(&self, team: TeamId, id: SandboxId) -> Result<Vec<LogLine>, LifeError> {
         Ok(self.live(team, id)?.logs.lines())
+    }
+
+    /// What a sandbox used from `start` to `end`, oldest first; of each `step` the last sample.
+    pub fn metrics(
+        &self,
+        team: TeamId,
+        id: SandboxId,
+        start: Timestamp,
+        end: Timestamp,
+    ) -> Result<Vec<Sample>, LifeError> {
+        let window = Duration::try_from(end.duration_since(start)).unwrap_or_default();
+        Ok(self.live(team, id)?.samples.between(start, end, samples::step(window)))
+    }
+
+    /// The newest sample of a sandbox; none when there is none yet.
+    pub fn latest_sample(&self, team: TeamId, id: SandboxId) -> Result<Option<Sample>, LifeError> {
+        Ok(self.live(team, id)?.samples.latest())
     }
 
     /// Asks the guest whether it is there; a cut control stream may be opened again meanwhile.
@@ -403,6 +430,21 @@ impl TokenKey {
         let envd_access_token = record.spec.secure.then(|| self.envd(record.id));
         let traffic_access_token = (!record.spec.public_traffic()).then(|| self.traffic(record.id));
         Sandbox { record, envd_access_token, traffic_access_token }
+    }
+}
+
+/// Measures all serving sandboxes in turn, for as long as the registry is there.
+async fn sample(handles: Weak<Handles>, clock: Arc<dyn Clock>) {
+    let mut ticks = tokio::time::interval(samples::PERIOD);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let Some(serving) = handles.upgrade().map(|handles| handles.serving()) else { return };
+        let measures = futures_util::stream::iter(serving).map(|live| {
+            let now = clock.now();
+            async move { live.samples.sample(&*live.machine, live.record.spec.resources, now).await }
+        });
+        measures.buffer_unordered(samples::AT_ONCE).collect::<()>().await;
     }
 }
 

@@ -8,6 +8,7 @@ mod bad_input;
 mod document;
 mod idempotency;
 mod lists;
+mod observed;
 mod sandboxes;
 mod templates;
 

@@ -1,6 +1,6 @@
 //! The map of all sandboxes: a short lock, and behind each id the way to its driver.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
 use parking_lot::RwLock;
 use tokio::{
@@ -11,7 +11,7 @@ use tokio::{
 use super::KILL_BOUND;
 use crate::{
     id::{SandboxId, TeamId},
-    runtime::driver::{Command, EndCause, View},
+    runtime::driver::{Command, EndCause, Live, View},
 };
 
 /// The map. Locked for a look-up or a change only.
@@ -49,6 +49,15 @@ impl Handles {
     /// The way to a driver, for its own team.
     pub(super) fn of(&self, team: TeamId, id: SandboxId) -> Option<Handle> {
         self.0.read().get(&id).filter(|handle| handle.team == team).cloned()
+    }
+
+    /// The sandboxes that serve now.
+    pub(super) fn serving(&self) -> Vec<Arc<Live>> {
+        let running = |handle: &Handle| match &*handle.view.borrow() {
+            View::Running(live) => Some(Arc::clone(live)),
+            _ => None,
+        };
+        self.0.read().values().filter_map(running).collect()
     }
 
     pub(super) fn all(&self) -> Vec<Handle> {

@@ -152,7 +152,7 @@ impl Registry {
                 tracing::warn!(sandbox.id = %id, "the guest of sandbox {id} does not answer yet");
                 Control::attach_later(machine.link(), identity(), Arc::clone(&logs))
             };
-            driver.resume(Active { record, machine, control, logs }, ready).await;
+            driver.resume(Active { record, machine, control, logs, samples: Arc::default() }, ready).await;
         });
         async move {
             let _ = is_ready.await;

@@ -18,8 +18,8 @@ use crate::{
 
 /// Machines of one answer: their text stays well below the size of a packet.
 const PAGE: usize = 200;
-/// How old a count of bytes on disk may be.
-const DISK_AGE: Duration = Duration::from_secs(10);
+/// How old a count of bytes on disk may be: each count is a walk through the layer.
+const DISK_AGE: Duration = Duration::from_mins(1);
 
 impl Warden<'_> {
     pub(super) fn call(&mut self, seq: u64, call: Call) {

@@ -3,6 +3,7 @@
 use std::{
     io,
     os::fd::{AsFd, OwnedFd},
+    time::Instant,
 };
 
 use rustix::{
@@ -226,6 +227,8 @@ impl Warden<'_> {
             Ok(()) if stops.is_empty() => {
                 if let Some(machine) = self.machines.get_mut(&sandbox) {
                     machine.phase = Phase::Live { settling: None };
+                    // Nothing is in a new layer: the first count can wait.
+                    machine.disk = Some((Instant::now(), 0));
                     let info = machine.info();
                     self.answer(create, Reply::Machine(info));
                 }
