@@ -34,6 +34,8 @@ pub struct Network {
     pub listen: SocketAddr,
     /// The domain in answers; none: `firkin.localhost:<port>`.
     pub domain: Option<String>,
+    /// Origins whose pages may open streams, besides the server's own.
+    pub allowed_origins: Vec<String>,
     /// The server's own certificate; none: a development authority signs one.
     pub tls: Option<TlsFiles>,
 }
@@ -88,6 +90,7 @@ impl Config {
     pub const KEYS: &'static [(&'static str, &'static str)] = &[
         ("listen", "127.0.0.1:3000"),
         ("domain", "firkin.localhost:<port>"),
+        ("allowed-origins", "none"),
         ("tls-cert", "signed by a development authority"),
         ("tls-key", "the development certificate's own"),
         ("data-dir", DEFAULT_DATA_DIR),
@@ -108,6 +111,7 @@ impl Config {
                     .value("listen", "an address and port, such as 127.0.0.1:3000")?
                     .unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 3000))),
                 domain: sources.checked("domain", domain)?,
+                allowed_origins: sources.checked("allowed-origins", origins)?.unwrap_or_default(),
                 tls: tls_files(sources)?,
             },
             storage: Storage {
@@ -146,6 +150,19 @@ fn domain(text: &str) -> Result<String, &'static str> {
     } else {
         Err("a host name, with a port where it is not 443: sandboxes.example.com or firkin.localhost:3000")
     }
+}
+
+/// Origins as browsers send them, separated by commas.
+fn origins(text: &str) -> Result<Vec<String>, &'static str> {
+    let origins = text.split(',').map(str::trim).filter(|origin| !origin.is_empty());
+    let origins: Option<Vec<String>> = origins
+        .map(|origin| {
+            let authority = origin.strip_prefix("https://").or_else(|| origin.strip_prefix("http://"))?;
+            let fits = !authority.is_empty() && !authority.contains(['/', '*', '@', '?', '#', ' ']);
+            fits.then(|| origin.to_ascii_lowercase())
+        })
+        .collect();
+    origins.ok_or("origins separated by commas, such as https://ide.example.com,http://localhost:5173")
 }
 
 fn tls_files(sources: &Sources) -> Result<Option<TlsFiles>, ConfigError> {
@@ -236,6 +253,19 @@ mod tests {
     fn an_unknown_key_in_the_file_is_refused() {
         let error = load(&[], &[], "lisen = \"127.0.0.1:1\"\n").unwrap_err().to_string();
         assert!(error.contains("lisen") && error.contains("listen"), "{error}");
+    }
+
+    #[test]
+    fn origins_are_whole_and_without_wildcards() {
+        let origins =
+            |text: &str| load(&[("allowed-origins", text)], &[], "").map(|c| c.network.allowed_origins);
+        assert_eq!(
+            origins("https://A.example, http://b:5173").unwrap(),
+            ["https://a.example", "http://b:5173"]
+        );
+        for bad in ["*", "a.example", "https://*.example", "https://a.example/", "https://"] {
+            assert!(origins(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -136,7 +136,7 @@ def node_tests(counts, environment):
     scripts = sorted(place.glob("*.test.mjs"))
     if not scripts:
         return
-    code, output = stream([NODE, "--test", "--test-reporter=tap", *scripts], environment)
+    code, output = stream([NODE, "--experimental-websocket", "--test", "--test-reporter=tap", *scripts], environment)
     found = {name: int(number) for name, number in re.findall(r"^# (pass|fail|skipped) (\d+)$", output, re.M)}
     failed = found.get("fail", 0)
     counts.add(found.get("pass", 0), failed or int(code != 0), found.get("skipped", 0))

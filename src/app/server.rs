@@ -36,7 +36,7 @@ use crate::{
     config::Config,
     id::{Entropy, OsEntropy},
     proxy::{self, gateway::Gateway, tls::Acceptor},
-    routes::{self, AppState, Settings, keyring::KeyRing},
+    routes::{self, AppState, Settings, Streams, keyring::KeyRing},
     runtime::{
         namespace::{NamespaceEngine, WardenClient},
         registry::{Limits, Registry},
@@ -144,8 +144,10 @@ impl Server {
             domain: start.domain.into(),
             max_timeout: limits.max_timeout,
             default_resources: limits.resources,
+            allowed_origins: start.config.network.allowed_origins.clone().into(),
         };
-        let state = AppState { registry, store, keys, clock, entropy, settings };
+        let streams = Streams::new(&*entropy);
+        let state = AppState { registry, store, keys, clock, entropy, streams, settings };
         let admin = admin_socket(&start.gateway_dir.join("admin.sock"))?;
         Ok(Self { state, warden, admin, keeper, notice, found, asked })
     }
@@ -190,6 +192,7 @@ impl Server {
             () = self.warden.closed() => true,
         };
         stop.cancel();
+        self.state.streams.close();
         if helper_lost {
             bail!("the privileged helper ended; sandboxes stay, start the server again to find them");
         }

@@ -29,7 +29,7 @@ impl FromRequestParts<AppState> for Caller {
     async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, ApiError> {
         let team = authenticate(&parts.headers, state)?;
         if team.standing == Standing::Banned {
-            return Err(ApiError::new(StatusCode::FORBIDDEN, "team is banned"));
+            return Err(banned());
         }
         Ok(Self(team))
     }
@@ -41,12 +41,23 @@ impl FromRequestParts<AppState> for Actor {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, ApiError> {
-        let Caller(team) = Caller::from_request_parts(parts, state).await?;
-        if let Standing::Blocked(reason) = &team.standing {
-            return Err(ApiError::new(StatusCode::FORBIDDEN, format!("team is blocked: {reason}")));
-        }
-        Ok(Self(team))
+        acting(authenticate(&parts.headers, state)?)
     }
+}
+
+/// The team as one that changes something, unless it may not.
+pub(crate) fn acting(team: Arc<Team>) -> Result<Actor, ApiError> {
+    match &team.standing {
+        Standing::Banned => Err(banned()),
+        Standing::Blocked(reason) => {
+            Err(ApiError::new(StatusCode::FORBIDDEN, format!("team is blocked: {reason}")))
+        }
+        Standing::Good => Ok(Actor(team)),
+    }
+}
+
+fn banned() -> ApiError {
+    ApiError::new(StatusCode::FORBIDDEN, "team is banned")
 }
 
 fn authenticate(headers: &HeaderMap, state: &AppState) -> Result<Arc<Team>, ApiError> {

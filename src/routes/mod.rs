@@ -11,6 +11,7 @@ mod page;
 pub mod reply;
 mod sandboxes;
 mod state;
+mod streams;
 mod templates;
 mod unbuilt;
 
@@ -19,6 +20,7 @@ use utoipa::OpenApi as _;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 pub use state::{AppState, Settings};
+pub use streams::Streams;
 
 /// Every route of the control plane, with its layers.
 pub fn router(state: AppState) -> Router {
@@ -53,6 +55,10 @@ fn documented() -> OpenApiRouter<AppState> {
         .routes(routes!(sandboxes::logs::logs_v2))
         .routes(routes!(sandboxes::metrics::of_one))
         .routes(routes!(sandboxes::metrics::latest))
+        .routes(routes!(streams::ticket::create))
+        .routes(routes!(streams::processes::processes))
+        .routes(routes!(streams::terminal::terminal))
+        .routes(routes!(streams::watch::watch))
         .routes(routes!(templates::list::list))
         .routes(routes!(templates::alias::alias))
 }

@@ -16,7 +16,7 @@ use utoipa::{
         description = "The E2B REST API as this server answers it. Routes that are not here answer 501 or 404.",
         license(name = "Apache-2.0", identifier = "Apache-2.0")
     ),
-    components(schemas(super::reply::ErrorBody)),
+    components(schemas(super::reply::ErrorBody, super::streams::ClientMessage, super::streams::StreamMessage)),
     modifiers(&ApiKeyScheme)
 )]
 pub(crate) struct Document;

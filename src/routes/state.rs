@@ -3,7 +3,11 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use crate::{
-    clock::Clock, id::Entropy, routes::keyring::KeyRing, runtime::registry::Registry, sandbox::Resources,
+    clock::Clock,
+    id::Entropy,
+    routes::{keyring::KeyRing, streams::Streams},
+    runtime::registry::Registry,
+    sandbox::Resources,
     store::Store,
 };
 
@@ -20,6 +24,8 @@ pub struct AppState {
     pub clock: Arc<dyn Clock>,
     /// Random bytes for identifiers.
     pub entropy: Arc<dyn Entropy>,
+    /// The open streams of browsers.
+    pub streams: Streams,
     /// The settings that shape answers.
     pub settings: Settings,
 }
@@ -33,6 +39,8 @@ pub struct Settings {
     pub max_timeout: Option<Duration>,
     /// The size of sandboxes whose template says nothing else.
     pub default_resources: Resources,
+    /// Origins whose pages may open streams, besides this server's own: `https://ide.example.com`.
+    pub allowed_origins: Arc<[String]>,
 }
 
 // === impl AppState ===

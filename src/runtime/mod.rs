@@ -1,6 +1,7 @@
 //! The life of sandboxes: the contracts of engines and links, the engines, and what drives them.
 
 pub mod engine;
+pub mod envd;
 #[doc(hidden)]
 pub mod fake;
 pub mod link;

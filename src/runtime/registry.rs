@@ -41,6 +41,7 @@ use super::{
     world::World,
 };
 pub use super::{
+    envd::{CallError, EnvdClient, Messages},
     logs::LogLine,
     samples::Sample,
     token::{TokenKey, same},
@@ -289,6 +290,13 @@ impl Registry {
     /// The newest sample of a sandbox; none when there is none yet.
     pub fn latest_sample(&self, team: TeamId, id: SandboxId) -> Result<Option<Sample>, LifeError> {
         Ok(self.live(team, id)?.samples.latest())
+    }
+
+    /// A client of the envd of a running sandbox of the team, with the sandbox's own token.
+    pub fn envd(&self, team: TeamId, id: SandboxId) -> Result<EnvdClient, LifeError> {
+        let live = self.live(team, id)?;
+        let token = self.view(live.record.clone()).envd_access_token;
+        Ok(EnvdClient::new(live.target.clone(), token))
     }
 
     /// Asks the guest whether it is there; a cut control stream may be opened again meanwhile.

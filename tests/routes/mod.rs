@@ -18,7 +18,7 @@ use axum::body::Body;
 use firkin::{
     id::{BuildId, OsEntropy},
     routes::{
-        self, AppState, Settings,
+        self, AppState, Settings, Streams,
         admin::{NewTemplate, register_template},
         keyring::KeyRing,
     },
@@ -84,8 +84,10 @@ impl Plane {
             domain: "firkin.test:3000".into(),
             max_timeout: max,
             default_resources: Resources { cpu_count: 2, memory_mb: 512, disk_mb: 1024 },
+            allowed_origins: ["https://ide.example.com".to_owned()].into(),
         };
-        let state = AppState { registry, store, keys, clock: clock.clone(), entropy, settings };
+        let streams = Streams::new(&*entropy);
+        let state = AppState { registry, store, keys, clock: clock.clone(), entropy, streams, settings };
         let plane = Self { state, engine, clock, team, key, other_team, other_key, _directory: directory };
         plane.template("base", None).await;
         plane
