@@ -10,7 +10,7 @@ GUEST_DIR := target/guest/$(TARGET)/guest
 GUEST := $(GUEST_DIR)/firkin-guest
 FIRKIN := target/$(TARGET)/release/firkin
 
-.PHONY: help serve build guest check test unit sdk soak bench doc deny fmt clippy setup
+.PHONY: help serve build guest check test unit sdk soak bench fuzz doc deny fmt clippy setup
 
 help: ## What there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -54,6 +54,9 @@ test: setup build ## Every test; the last line counts them
 
 soak: setup build ## Long runs: not part of CI
 	./tests/run.sh soak
+
+fuzz: ## Every fuzz target for FUZZ_SECONDS (600); needs cargo-fuzz: not part of CI
+	./fuzz/run.sh
 
 bench: build ## The promises of speed, each paired with its reference
 	./benches/run.sh

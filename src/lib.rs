@@ -46,3 +46,7 @@ pub mod telemetry;
 pub mod vz;
 #[cfg(feature = "gateway")]
 pub mod warden;
+
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;

@@ -115,7 +115,7 @@ async fn say(stream: &mut UnixStream, answer: &Answer) -> io::Result<()> {
 }
 
 /// One line and not a byte more, without its newline: what follows belongs to the port.
-async fn read_line(stream: &mut UnixStream) -> io::Result<Vec<u8>> {
+pub(super) async fn read_line(stream: &mut UnixStream) -> io::Result<Vec<u8>> {
     let mut line = Vec::with_capacity(MAX_LINE);
     loop {
         let mut glance = [0; MAX_LINE];

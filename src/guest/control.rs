@@ -69,7 +69,7 @@ struct Numbered {
     seq: u64,
 }
 
-fn answer(guest: &Guest, frame: &[u8]) -> Option<FromGuest> {
+pub(super) fn answer(guest: &Guest, frame: &[u8]) -> Option<FromGuest> {
     let (seq, error) = match serde_json::from_slice(frame) {
         Ok(ToGuest::Init { seq, init }) => (seq, introduce(guest, *init)),
         Ok(ToGuest::Freeze { seq }) => {

@@ -6,6 +6,8 @@ mod control;
 pub(crate) mod entry;
 pub(crate) mod failure;
 pub(crate) mod filesystem;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 pub(crate) mod list;
 mod logs;
 mod meminfo;

@@ -178,7 +178,7 @@ impl Processes {
     }
 
     /// For tests of what needs no process: every start is refused.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "fuzzing"))]
     pub(crate) fn without_spawner() -> Self {
         Self::new(Spawner::refusing(), Reaper::default(), Guest::default())
     }

@@ -141,7 +141,7 @@ impl Spawner {
     }
 
     /// One that has ended.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "fuzzing"))]
     pub(crate) fn refusing() -> Self {
         Self { orders: mpsc::channel(1).0 }
     }

@@ -27,6 +27,8 @@ mod conditional;
 mod disposition;
 mod download;
 mod encoding;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod problem;
 mod sniff;
 mod store;
@@ -43,12 +45,12 @@ pub(crate) fn routes() -> Router<Guest> {
 
 /// The query of `/files`, as it came.
 #[derive(Debug, Default)]
-struct FilesQuery {
-    path: Option<String>,
-    username: Option<String>,
-    signature: Option<String>,
+pub(super) struct FilesQuery {
+    pub(super) path: Option<String>,
+    pub(super) username: Option<String>,
+    pub(super) signature: Option<String>,
     /// Unix seconds.
-    signature_expiration: Option<i64>,
+    pub(super) signature_expiration: Option<i64>,
 }
 
 /// A query's names and values in their order.
@@ -73,7 +75,7 @@ fn bind(query: Result<Pairs, QueryRejection>) -> Result<FilesQuery, Box<Response
 
 impl FilesQuery {
     /// Each name at most once; names that mean nothing here are passed over.
-    fn parse(pairs: Vec<(String, String)>) -> Result<Self, String> {
+    pub(super) fn parse(pairs: Vec<(String, String)>) -> Result<Self, String> {
         let (mut query, mut expiration) = (Self::default(), None);
         for (name, value) in pairs {
             let place = match &*name {

@@ -6,6 +6,8 @@
 mod connect;
 mod error;
 mod forward;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 pub mod gateway;
 mod headers;
 pub mod host;

@@ -23,7 +23,7 @@ pub(super) fn refuse(inbound: Inbound) -> Result<Inbound, ProxyError> {
 }
 
 /// Decoded once, then without empty, `.` and `..` segments.
-fn cleaned(path: &str) -> String {
+pub(super) fn cleaned(path: &str) -> String {
     let decoded = percent_decode_str(path).decode_utf8_lossy();
     let mut segments = Vec::new();
     for segment in decoded.split('/') {

@@ -99,7 +99,7 @@ fn too_large() -> ApiError {
 }
 
 /// A body of no declared type is read as JSON; one declared as something else is refused.
-fn require_json(headers: &HeaderMap) -> Result<(), ApiError> {
+pub(super) fn require_json(headers: &HeaderMap) -> Result<(), ApiError> {
     let Some(value) = headers.get(header::CONTENT_TYPE) else { return Ok(()) };
     let essence = value.to_str().unwrap_or_default().split(';').next().unwrap_or_default().trim();
     let subtype = essence.to_ascii_lowercase();
@@ -112,7 +112,7 @@ fn require_json(headers: &HeaderMap) -> Result<(), ApiError> {
     }
 }
 
-fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
+pub(super) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
     let mut reader = serde_json::Deserializer::from_slice(body);
     let value = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
         let path = error.path().to_string();
@@ -136,7 +136,7 @@ impl SandboxPath {
     }
 
     /// Reads `<id>` or the old `<id>-<client>` (contract/control-plane 2).
-    fn read(text: &str) -> Result<Self, ApiError> {
+    pub(super) fn read(text: &str) -> Result<Self, ApiError> {
         let id = match text.split_once('-') {
             Some((_, client)) if client.contains('-') => "",
             Some((id, _)) => id,
@@ -187,7 +187,7 @@ impl Query {
         values.flat_map(|(_, value)| value.split(',')).filter(|item| !item.is_empty()).collect()
     }
 
-    fn read(query: &str) -> Result<Self, ApiError> {
+    pub(super) fn read(query: &str) -> Result<Self, ApiError> {
         let pairs = query.split('&').filter(|pair| !pair.is_empty()).map(|pair| {
             let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
             Ok((unescape(key)?, unescape(value)?))

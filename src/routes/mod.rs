@@ -3,6 +3,8 @@
 pub mod admin;
 mod auth;
 mod extract;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod health;
 pub mod keyring;
 mod layers;

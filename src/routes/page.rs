@@ -76,12 +76,12 @@ impl Page {
     }
 }
 
-fn encode(start: Timestamp, id: SandboxId, ascending: bool) -> String {
+pub(super) fn encode(start: Timestamp, id: SandboxId, ascending: bool) -> String {
     let order = if ascending { ASCENDING } else { "" };
     BASE64_URL_SAFE.encode(format!("{start}__{id}{order}"))
 }
 
-fn decode(token: &str, ascending: bool) -> Option<(Timestamp, SandboxId)> {
+pub(super) fn decode(token: &str, ascending: bool) -> Option<(Timestamp, SandboxId)> {
     let text = String::from_utf8(BASE64_URL_SAFE.decode(token).ok()?).ok()?;
     let key = match text.strip_suffix(ASCENDING) {
         Some(key) if ascending => key,

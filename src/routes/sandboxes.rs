@@ -11,7 +11,7 @@ pub(crate) mod logs;
 pub(crate) mod metrics;
 mod network;
 pub(crate) mod refresh;
-mod request;
+pub(super) mod request;
 pub(crate) mod timeout;
 
 use std::collections::BTreeMap;

@@ -300,5 +300,7 @@ impl Session {
     }
 }
 
+#[cfg(feature = "fuzzing")]
+pub(super) mod fuzzing;
 #[cfg(test)]
 mod tests;

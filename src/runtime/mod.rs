@@ -14,6 +14,8 @@ pub mod token;
 mod boot;
 mod control;
 mod driver;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod queue;
 mod reaper;
 mod samples;

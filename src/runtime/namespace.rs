@@ -33,7 +33,7 @@ use crate::{
 };
 
 mod client;
-mod link;
+pub(in crate::runtime) mod link;
 
 pub use client::{ClientError, WardenClient};
 

@@ -23,6 +23,8 @@ use std::{
 pub mod base;
 mod cgroup;
 mod dial;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 pub mod image;
 pub mod import;
 mod instance;

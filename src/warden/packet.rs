@@ -126,7 +126,7 @@ fn transmit(socket: &OwnedFd, bytes: &[u8], descriptor: Option<&OwnedFd>) -> Res
     rustix::net::sendmsg(socket, &[IoSlice::new(bytes)], &mut control, flags).map(drop)
 }
 
-fn parse(bytes: &[u8]) -> Received {
+pub(super) fn parse(bytes: &[u8]) -> Received {
     #[derive(Deserialize)]
     struct Numbered {
         seq: u64,

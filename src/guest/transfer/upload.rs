@@ -42,7 +42,7 @@ const DECODED: usize = 64 * 1024;
 /// How long a refused body is read on, so that its sender sees the answer and not a reset.
 const DRAIN: Duration = Duration::from_secs(2);
 
-type Pieces = BoxStream<'static, io::Result<Bytes>>;
+pub(super) type Pieces = BoxStream<'static, io::Result<Bytes>>;
 
 /// One file of the answer.
 #[derive(Debug, Serialize)]
@@ -55,12 +55,12 @@ pub(super) struct Written {
 }
 
 /// What all files of one request share.
-struct Upload {
-    user: Arc<User>,
-    workdir: Option<String>,
-    path: Option<String>,
-    metadata: UserMetadata,
-    announced: Option<u64>,
+pub(super) struct Upload {
+    pub(super) user: Arc<User>,
+    pub(super) workdir: Option<String>,
+    pub(super) path: Option<String>,
+    pub(super) metadata: UserMetadata,
+    pub(super) announced: Option<u64>,
 }
 
 /// Takes one file (`application/octet-stream`) or several (`multipart/*`).
@@ -132,7 +132,7 @@ fn prepare(guest: &Guest, query: FilesQuery, headers: &HeaderMap) -> Result<Uplo
 }
 
 /// The body without its content encoding; a body that is no gzip at all is told of here.
-async fn decoded(raw: Pieces, headers: &HeaderMap) -> Result<Pieces, Problem> {
+pub(super) async fn decoded(raw: Pieces, headers: &HeaderMap) -> Result<Pieces, Problem> {
     let refused = |error: &dyn std::fmt::Display| {
         Problem::bad_request(format!("error decompressing request body: {error}"))
     };
@@ -187,10 +187,22 @@ impl Upload {
     }
 
     async fn parts(&self, form: &mut multer::Multipart<'_>) -> Result<Vec<Written>, Problem> {
-        let failed = |error: multer::Error| Problem::internal(format!("error reading form: {error}"));
         let mut seen = HashSet::new();
         let mut written = Vec::new();
-        while let Some(mut field) = form.next_field().await.map_err(failed)? {
+        while let Some((path, mut field)) = self.next_file(form, &mut seen).await? {
+            written.push(self.save(path, &mut field).await?);
+        }
+        Ok(written)
+    }
+
+    /// The next part that is a file, and where it goes; `seen` are the places of those before it.
+    pub(super) async fn next_file<'a>(
+        &self,
+        form: &mut multer::Multipart<'a>,
+        seen: &mut HashSet<PathBuf>,
+    ) -> Result<Option<(PathBuf, multer::Field<'a>)>, Problem> {
+        let failed = |error: multer::Error| Problem::internal(format!("error reading form: {error}"));
+        while let Some(field) = form.next_field().await.map_err(failed)? {
             if field.name() != Some("file") {
                 continue;
             }
@@ -203,9 +215,9 @@ impl Upload {
                     path.display()
                 )));
             }
-            written.push(self.save(path, &mut field).await?);
+            return Ok(Some((path, field)));
         }
-        Ok(written)
+        Ok(None)
     }
 
     fn resolve(&self, path: &str) -> Result<PathBuf, Problem> {
@@ -239,7 +251,7 @@ impl Written {
 }
 
 /// The boundary of any `multipart/*` type.
-fn boundary(kind: &str) -> Option<String> {
+pub(super) fn boundary(kind: &str) -> Option<String> {
     let value = kind.split(';').skip(1).find_map(|parameter| {
         let (name, value) = parameter.split_once('=')?;
         name.trim().eq_ignore_ascii_case("boundary").then(|| value.trim())
@@ -250,9 +262,9 @@ fn boundary(kind: &str) -> Option<String> {
 
 /// Gives one piece at a time: the form parser would otherwise take all that a fast sender has
 /// into memory before it hands anything on.
-struct Paced<'a> {
-    inner: &'a mut Pieces,
-    rest: bool,
+pub(super) struct Paced<'a> {
+    pub(super) inner: &'a mut Pieces,
+    pub(super) rest: bool,
 }
 
 // === impl Paced ===

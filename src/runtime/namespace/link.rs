@@ -133,7 +133,9 @@ fn is_closed(error: &std::io::Error) -> bool {
 }
 
 /// Reads up to the newline and not a byte further: what follows belongs to the stream's user.
-async fn read_line(stream: &mut (impl AsyncRead + Unpin)) -> Result<Vec<u8>, LinkError> {
+pub(in crate::runtime) async fn read_line(
+    stream: &mut (impl AsyncRead + Unpin),
+) -> Result<Vec<u8>, LinkError> {
     let mut line = Vec::with_capacity(16);
     loop {
         match stream.read_u8().await? {

@@ -1,0 +1,4 @@
+//! Runs `firkin::fuzzing::warden` on what libFuzzer makes up.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| firkin_fuzz::bounded(firkin::fuzzing::warden, data));
