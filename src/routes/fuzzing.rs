@@ -11,6 +11,7 @@ use super::{
     page::{self, Page},
     reply::ApiError,
     sandboxes::{connect, refresh, request, timeout},
+    streams::ClientMessage,
     templates::reference::TemplateRef,
 };
 
@@ -26,6 +27,7 @@ pub(crate) fn request(data: &[u8]) {
         (b'2', _) => body::<connect::ConnectV2>(rest),
         (b't', _) => body::<timeout::NewTimeout>(rest),
         (b'r', _) => body::<refresh::Refresh>(rest),
+        (b'w', _) => body::<ClientMessage>(rest),
         (b'q', Ok(text)) => query(text),
         (b'n', Ok(text)) => token(text),
         (b's', Ok(text)) => sandbox(text),

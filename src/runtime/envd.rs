@@ -299,3 +299,6 @@ impl From<Fault> for CallError {
         Self::Refused { code: fault.code, message: fault.message }
     }
 }
+
+#[cfg(feature = "fuzzing")]
+pub(super) mod fuzzing;

@@ -2,11 +2,12 @@
 #![expect(clippy::unwrap_used, reason = "a target ends by a panic")]
 
 use crate::{
-    runtime::{control, link, namespace},
+    runtime::{control, envd, link, namespace},
     wire::link::{Answer, Hello, MAX_LINE},
 };
 
 pub(crate) use control::fuzzing::conversation;
+pub(crate) use envd::fuzzing::answers;
 
 /// The first line of `data`, none where there is none; both readers of the gateway agree on it,
 /// leave what follows, and every line that parses is the one that prints.

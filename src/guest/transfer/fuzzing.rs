@@ -175,6 +175,7 @@ fn verdict(headers: &HeaderMap, modified: Option<SystemTime>, size: u64) {
     if !conditional::wants_plain(headers) {
         assert!(matches!(verdict, Verdict::Whole | Verdict::PreconditionFailed));
     }
+    plain_range(headers, modified, size, &verdict);
     if let Verdict::Parts(parts) = verdict {
         assert!(!parts.is_empty());
         assert!(parts.iter().all(|part| part.start <= part.end && part.end <= size));
@@ -182,6 +183,34 @@ fn verdict(headers: &HeaderMap, modified: Option<SystemTime>, size: u64) {
         assert!(total <= u128::from(size), "no more than the file is sent");
         let text = headers.get(header::RANGE).map_or(0, HeaderValue::len);
         assert!(parts.len() <= text, "parts come of the text");
+    }
+}
+
+/// One range `a-b` and no condition: all that is asked for and there.
+fn plain_range(headers: &HeaderMap, modified: Option<SystemTime>, size: u64, verdict: &Verdict) {
+    let Some(text) = headers.get(header::RANGE).and_then(|value| value.to_str().ok()) else { return };
+    let asked = text.strip_prefix("bytes=").and_then(|range| range.split_once('-'));
+    let Some((Ok(start), Ok(end))) = asked.map(|(start, end)| (start.parse::<u64>(), end.parse::<u64>()))
+    else {
+        return;
+    };
+    let conditions = [
+        header::IF_MATCH,
+        header::IF_NONE_MATCH,
+        header::IF_MODIFIED_SINCE,
+        header::IF_UNMODIFIED_SINCE,
+        header::IF_RANGE,
+    ];
+    let conditional = conditions.iter().any(|name| headers.contains_key(name));
+    if !text.contains('+')
+        && !conditional
+        && modified.is_none()
+        && start <= end
+        && end < u64::MAX
+        && start < size
+    {
+        let Verdict::Parts(parts) = verdict else { panic!("{verdict:?}") };
+        assert_eq!(parts.as_slice(), std::slice::from_ref(&(start..size.min(end + 1))));
     }
 }
 

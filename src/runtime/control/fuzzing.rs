@@ -47,8 +47,14 @@ pub(crate) async fn conversation(data: &[u8]) {
             _ => panic!("{got:?} for {want:?}"),
         }
     }
-    let garbled = matches!(end, ControlError::Garbled);
-    assert_eq!(garbled, wanted_end, "{end}");
+    let how = match &end {
+        ControlError::Ended => End::Whole,
+        ControlError::Garbled => End::Garbled,
+        ControlError::Broken(error) if error.kind() == std::io::ErrorKind::InvalidData => End::TooLong,
+        ControlError::Broken(_) => End::Cut,
+        other => panic!("{other}"),
+    };
+    assert_eq!(how, wanted_end, "{end}");
     let lines = logs.lines();
     assert!(lines.len() <= MAX_LINES);
     let bytes: usize =
@@ -60,19 +66,37 @@ pub(crate) async fn conversation(data: &[u8]) {
     }
 }
 
-/// The messages up to the end, read the plain way; true: the end is a frame that is no message.
-fn model(mut data: &[u8]) -> (Vec<FromGuest>, bool) {
+/// How a stream ends.
+#[derive(Debug, PartialEq, Eq)]
+enum End {
+    /// After a frame.
+    Whole,
+    /// In a frame.
+    Cut,
+    /// Before a frame that is longer than a message may be.
+    TooLong,
+    /// With a frame that is no message.
+    Garbled,
+}
+
+/// The messages up to the end, read the plain way.
+fn model(mut data: &[u8]) -> (Vec<FromGuest>, End) {
     let mut messages = Vec::new();
     loop {
-        let Some((length, rest)) = data.split_first_chunk() else { return (messages, false) };
+        let Some((length, rest)) = data.split_first_chunk() else {
+            return (messages, if data.is_empty() { End::Whole } else { End::Cut });
+        };
         let length = u32::from_be_bytes(*length);
-        if length > MAX_MESSAGE || rest.len() < length as usize {
-            return (messages, false);
+        if length > MAX_MESSAGE {
+            return (messages, End::TooLong);
+        }
+        if rest.len() < length as usize {
+            return (messages, End::Cut);
         }
         let (frame, rest) = rest.split_at(length as usize);
         match serde_json::from_slice(frame) {
             Ok(message) => messages.push(message),
-            Err(_) => return (messages, true),
+            Err(_) => return (messages, End::Garbled),
         }
         data = rest;
     }
