@@ -49,6 +49,9 @@ use table::Table;
 /// The `PATH` of every process that brings none.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+/// The tag of processes that stay outside the groups of the user's work.
+const SYSTEM_TAG: &str = "_system";
+
 /// What a client asked to run; told again by List.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Config {
@@ -144,7 +147,8 @@ impl StartError {
             self,
             Self::Spawn(
                 _,
-                SpawnError::Malformed | SpawnError::Step { step: Step::Chdir | Step::Credentials, .. }
+                SpawnError::Malformed
+                    | SpawnError::Step { step: Step::Chdir | Step::Credentials | Step::Exec, .. }
             )
         )
     }
@@ -163,6 +167,21 @@ fn spawn_text(error: &SpawnError) -> String {
 // === impl Process ===
 
 impl Process {
+    /// What is kept of one that has ended: how it is found, and its end. Not what was asked for,
+    /// which may be large.
+    fn remains(&self) -> Arc<Self> {
+        Arc::new(Self {
+            pid: self.pid,
+            tag: self.tag.clone(),
+            config: Config::default(),
+            deadline: None,
+            input: Input::pipe(None),
+            number: self.number,
+            audience: Arc::clone(&self.audience),
+            signalled: watch::Sender::new(true),
+        })
+    }
+
     /// Its output from now on, and its end.
     pub(crate) fn subscribe(&self) -> mpsc::Receiver<Message> {
         self.audience.subscribe()
@@ -265,7 +284,8 @@ impl Processes {
             tokio::select! {
                 exit = &mut exit => return settled(exit.ok()),
                 () = sleep_until(deadline) => {
-                    let _ = self.signal(process, Signal::SIGKILL);
+                    // Unlike a client's signal it does not cut the output of children short.
+                    let _ = self.reaper.kill(process.pid.cast_signed(), Signal::SIGKILL);
                 }
             }
         }
@@ -345,5 +365,6 @@ fn order(launch: &Launch) -> Order {
         gid: user.gid,
         groups: user.groups.clone(),
         tty: launch.pty.is_some(),
+        system: launch.tag.as_deref() == Some(SYSTEM_TAG),
     }
 }

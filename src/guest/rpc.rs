@@ -17,7 +17,6 @@ use crate::{
         process::{Config, InputError, Launch, Process, Processes, Selector, StartError},
         pty::Size,
         state::Guest,
-        users::User,
     },
     wire::rpc::process::{
         self as proto,
@@ -62,7 +61,7 @@ impl ProcessService {
         let named = config.cwd.as_deref().unwrap_or_default();
         let cwd = paths::resolve(named, &user, self.guest.default_workdir().as_deref())
             .map_err(|error| ConnectError::invalid_argument(error.to_string()))?;
-        check_cwd(&cwd, &config.cmd, &user)?;
+        check_cwd(&cwd)?;
         let config = Config {
             cmd: config.cmd,
             args: config.args,
@@ -213,21 +212,13 @@ impl proto::Process for ProcessService {
     }
 }
 
-/// Only what can be told without being the user; the rest the new process finds out itself.
-fn check_cwd(cwd: &Path, cmd: &str, user: &User) -> Result<(), ConnectError> {
+/// Only whether it is there; what else may be wrong the new process finds out, as the user.
+fn check_cwd(cwd: &Path) -> Result<(), ConnectError> {
     match std::fs::metadata(cwd) {
-        Ok(meta) if !meta.is_dir() => Err(ConnectError::invalid_argument(format!(
-            "error starting process '{cmd}': fork/exec /bin/sh: not a directory"
-        ))),
-        Ok(_) => Ok(()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             Err(ConnectError::invalid_argument(format!("cwd '{}' does not exist", cwd.display())))
         }
-        Err(error) => Err(ConnectError::invalid_argument(format!(
-            "error checking cwd '{}' of user '{}': {error}",
-            cwd.display(),
-            user.name
-        ))),
+        _ => Ok(()),
     }
 }
 

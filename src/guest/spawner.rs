@@ -68,6 +68,8 @@ pub(crate) struct Order {
     pub(crate) groups: Vec<u32>,
     /// Whether the standard input is the process's controlling terminal.
     pub(crate) tty: bool,
+    /// Whether it stays in the guest's own groups, outside those of the user's work.
+    pub(crate) system: bool,
 }
 
 /// Standard input, output and error of the new process.
@@ -130,11 +132,11 @@ impl Spawner {
     pub(crate) fn start(zygote: Zygote, groups: WorkGroups, reaper: Reaper) -> io::Result<Self> {
         let (orders, mut queue) = mpsc::channel::<Errand>(QUEUE);
         let zygote = Attached::new(zygote, reaper.expect())?;
-        let mut line = Line { zygote, groups, reaper };
+        let mut lines = Lines { work: Line { zygote, groups, reaper }, system: None };
         tokio::spawn(async move {
             while let Some((order, stdio, reply)) = queue.recv().await {
                 // Whoever asked waits in a task of its own that is not dropped with a client.
-                let _ = reply.send(line.spawn(&order, &stdio).await);
+                let _ = reply.send(lines.spawn(&order, &stdio).await);
             }
         });
         Ok(Self { orders })
@@ -153,6 +155,12 @@ impl Spawner {
         self.orders.send((order, stdio, reply)).await.map_err(|_| gone())?;
         answer.await.map_err(|_| gone())?
     }
+}
+
+/// A zygote for each side of the machine; the rarely used one is forked by its first order.
+struct Lines {
+    work: Line,
+    system: Option<Line>,
 }
 
 /// The task's end of the line to the zygote.
@@ -204,12 +212,37 @@ impl Attached {
     }
 }
 
+// === impl Lines ===
+
+impl Lines {
+    async fn spawn(&mut self, order: &Order, stdio: &Stdio) -> Result<Child, SpawnError> {
+        if !order.system {
+            return self.work.spawn(order, stdio).await;
+        }
+        let line = match &mut self.system {
+            Some(line) => line,
+            none => none.insert(Line::outside(&self.work.reaper).map_err(SpawnError::Lost)?),
+        };
+        line.spawn(order, stdio).await
+    }
+}
+
 // === impl Line ===
 
 impl Line {
+    /// A line to a zygote that joins no group: what it makes stays in the guest's.
+    fn outside(reaper: &Reaper) -> io::Result<Self> {
+        let birth = reaper.expect();
+        let zygote = Attached::new(Zygote::fork(&[])?, birth)?;
+        Ok(Self { zygote, groups: Arc::new([]), reaper: reaper.clone() })
+    }
+
     async fn spawn(&mut self, order: &Order, stdio: &Stdio) -> Result<Child, SpawnError> {
         let body = serde_json::to_vec(order).map_err(|error| SpawnError::Lost(error.into()))?;
-        let length = u32::try_from(body.len()).map_err(|_| SpawnError::Malformed)?;
+        let length = match u32::try_from(body.len()) {
+            Ok(length) if body.len() <= zygote::MAX_ORDER => length,
+            _ => return Err(SpawnError::Step { step: Step::Exec, errno: Errno::E2BIG }),
+        };
         if self.zygote.announce(length, stdio).await.is_err() {
             // It ended since the last order and has not seen this one.
             self.replace().map_err(SpawnError::Lost)?;

@@ -9,7 +9,10 @@ use std::{
 use nix::unistd::write;
 use tokio::{io::unix::AsyncFd, sync::Mutex as AsyncMutex};
 
-use crate::guest::pty::{self, Size};
+use crate::guest::{
+    failure,
+    pty::{self, Size},
+};
 
 /// Why input was not taken; the texts are envd's (contract/sandbox 3).
 #[derive(Debug, thiserror::Error)]
@@ -24,13 +27,13 @@ pub(crate) enum InputError {
     #[error("error resizing tty: tty not assigned to process")]
     NoTtyToResize,
     /// The kernel refused the size.
-    #[error("error resizing tty: {0}")]
+    #[error("error resizing tty: {text}", text = failure::text(.0))]
     Resize(io::Error),
     /// A terminal's input cannot be closed on its own.
     #[error("error closing stdin: cannot close stdin for PTY process - send Ctrl+D (0x04) instead")]
     CloseTty,
     /// The process no longer reads.
-    #[error("error writing to {0}: {1}")]
+    #[error("error writing to {0}: {text}", text = failure::text(.1))]
     Write(&'static str, io::Error),
 }
 

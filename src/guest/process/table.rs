@@ -58,7 +58,7 @@ impl Table {
         if self.ended.len() == MAX_RETAINED {
             self.ended.pop_front();
         }
-        self.ended.push_back((now, Arc::clone(process)));
+        self.ended.push_back((now, process.remains()));
     }
 
     /// A live process.

@@ -22,13 +22,16 @@ use crate::{
 const DEFAULT_KEEPALIVE: Duration = Duration::from_secs(90);
 const KEEPALIVE_HEADER: &str = "keepalive-ping-interval";
 
+/// Longer pauses than this are no keepalive, and the clock has an end.
+const MAX_KEEPALIVE: Duration = Duration::from_hours(24);
+
 /// How often an idle stream shows that it lives: the header's seconds, or 90.
 pub(super) fn keepalive(headers: &HeaderMap) -> Duration {
     headers
         .get(KEEPALIVE_HEADER)
         .and_then(|value| value.to_str().ok()?.trim().parse().ok())
         .filter(|seconds| *seconds > 0)
-        .map_or(DEFAULT_KEEPALIVE, Duration::from_secs)
+        .map_or(DEFAULT_KEEPALIVE, |seconds| Duration::from_secs(seconds).min(MAX_KEEPALIVE))
 }
 
 struct View {
@@ -127,6 +130,7 @@ mod tests {
             )]))
         };
         assert_eq!(with("50"), Duration::from_secs(50));
+        assert_eq!(with("18446744073709551615"), MAX_KEEPALIVE);
         for bad in ["", "x", "-1", "0", "1.5"] {
             assert_eq!(with(bad), DEFAULT_KEEPALIVE, "{bad}");
         }

@@ -25,6 +25,9 @@ pub(crate) enum Step {
     Credentials,
     /// Its directory.
     Chdir,
+    /// Arguments and environment that no program can be given. Other failures to execute are the
+    /// process's own.
+    Exec,
 }
 
 // === impl Step ===
@@ -36,11 +39,12 @@ impl Step {
             Self::Session => 2,
             Self::Credentials => 3,
             Self::Chdir => 4,
+            Self::Exec => 5,
         }
     }
 
     pub(super) fn from_code(code: i32) -> Option<Self> {
-        [Self::Clone, Self::Session, Self::Credentials, Self::Chdir]
+        [Self::Clone, Self::Session, Self::Credentials, Self::Chdir, Self::Exec]
             .into_iter()
             .find(|step| step.code() == code)
     }
@@ -101,7 +105,8 @@ impl Prepared {
 
 /// Where `execvp` would look: a name with a slash is itself, else each directory of `PATH`.
 fn candidates(program: &str, env: &[String]) -> Option<Vec<CString>> {
-    if program.contains('/') {
+    // Nothing has an empty name: the kernel says so of it.
+    if program.contains('/') || program.is_empty() {
         return Some(vec![CString::new(program).ok()?]);
     }
     let path = env.iter().rev().find_map(|entry| entry.strip_prefix("PATH=")).unwrap_or("/bin:/usr/bin");
@@ -116,20 +121,28 @@ fn candidates(program: &str, env: &[String]) -> Option<Vec<CString>> {
 /// Runs in the new process; ends by exec or by exit.
 pub(super) fn become_process(prepared: &Prepared, stdio: &Stdio, told: &OwnedFd) -> ! {
     if let Err((step, errno)) = prepare(prepared, stdio) {
-        let mut words = [0_u8; 8];
-        words[..4].copy_from_slice(&step.code().to_ne_bytes());
-        words[4..].copy_from_slice(&(errno as i32).to_ne_bytes());
-        // SAFETY: the buffer is on this stack; the process ends here.
-        unsafe {
-            libc::write(told.as_raw_fd(), words.as_ptr().cast(), words.len());
-            libc::_exit(1)
-        }
+        give_up(step, errno, told);
     }
     let errno = execute(prepared);
+    if errno == Errno::E2BIG {
+        give_up(Step::Exec, errno, told);
+    }
     complain(&prepared.complaint, errno);
     // As a shell does: 127 for what is not there, 126 for what cannot be run.
     // SAFETY: ends the process.
     unsafe { libc::_exit(if errno == Errno::ENOENT { 127 } else { 126 }) }
+}
+
+/// Tells the zygote that there will be no process.
+fn give_up(step: Step, errno: Errno, told: &OwnedFd) -> ! {
+    let mut words = [0_u8; 8];
+    words[..4].copy_from_slice(&step.code().to_ne_bytes());
+    words[4..].copy_from_slice(&(errno as i32).to_ne_bytes());
+    // SAFETY: the buffer is on this stack; the process ends here.
+    unsafe {
+        libc::write(told.as_raw_fd(), words.as_ptr().cast(), words.len());
+        libc::_exit(1)
+    }
 }
 
 fn prepare(prepared: &Prepared, stdio: &Stdio) -> Result<(), (Step, Errno)> {
@@ -211,6 +224,7 @@ mod tests {
         assert_eq!(texts(candidates("ls", &env("/a:/b"))), ["/a/ls", "/b/ls"]);
         assert_eq!(texts(candidates("ls", &env("/a::"))), ["/a/ls", "./ls", "./ls"]);
         assert_eq!(texts(candidates("./ls", &env("/a"))), ["./ls"]);
+        assert_eq!(texts(candidates("", &env("/a"))), [""]);
         assert_eq!(texts(candidates("ls", &[])), ["/bin/ls", "/usr/bin/ls"]);
     }
 }

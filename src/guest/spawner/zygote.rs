@@ -27,11 +27,14 @@ use super::{
 };
 
 /// The longest order: arguments and environment may not exceed what exec takes anyway.
-const MAX_ORDER: usize = 16 << 20;
+pub(super) const MAX_ORDER: usize = 16 << 20;
 const LAST_SIGNAL: i32 = 64;
 /// Descriptors that a process may open without asking for more: programs walk up to this limit,
 /// and those that use `select` rely on it. The guest's own is higher.
 const OPEN_FILES: u64 = 1024;
+const IOPRIO_WHO_PROCESS: libc::c_int = 1;
+/// Class 2, best effort, in the upper bits; level 4 of 0 to 7 below.
+const IOPRIO_BEST_EFFORT_4: libc::c_int = (2 << 13) | 4;
 
 /// Forks the zygote; returns in the guest only.
 pub(super) fn fork(socket: &UnixStream, groups: &[OwnedFd]) -> io::Result<i32> {
@@ -76,8 +79,9 @@ fn settle(socket: RawFd, groups: &[OwnedFd]) {
         let mut none: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&raw mut none);
         libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
-        // Back to ordinary priority, whatever the guest has.
+        // Back to ordinary priority, whatever the guest has: the effect of `nice` and `ionice`.
         libc::setpriority(libc::PRIO_PROCESS, 0, 0);
+        libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, 0, IOPRIO_BEST_EFFORT_4);
     }
     umask(Mode::from_bits_truncate(0o022));
     if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
