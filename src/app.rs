@@ -2,4 +2,5 @@
 
 pub mod base;
 pub mod server;
+mod tasks;
 pub mod tls;

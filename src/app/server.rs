@@ -5,6 +5,8 @@
 //! start: certificate -> warden's socket -> engine -> store -> keys (first start: team and key) -> base template
 //!        -> recovery (adopt, undo, sweep) -> ready
 //! stop:  no new work -> requests end, at most GRACE -> registry -> warden
+//!        asked for by a signal; or because the listener, the admin socket or the helper has ended,
+//!        and then with an error, and with the sandboxes left for the next start
 //! ```
 
 use std::{
@@ -30,6 +32,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     app::{
         base,
+        tasks::Tasks,
         tls::{Authority, Given, Keeper},
     },
     clock::{Clock, SystemClock},
@@ -172,40 +175,53 @@ impl Server {
         Ok(Some(key.secret))
     }
 
-    /// Serves until a signal asks to stop.
+    /// Serves until a signal asks to stop; fails when something ends that a server cannot do without.
     pub async fn run(mut self, listener: TcpListener, stop_sandboxes: bool) -> anyhow::Result<ExitCode> {
         let stop = CancellationToken::new();
         let router = routes::router(self.state.clone());
         let mut settings = proxy::gateway::Settings::new(&*self.state.settings.domain);
         settings.tls = Some(Acceptor::new(self.keeper.certificates())?);
         let gateway = Gateway::new(self.state.registry.clone(), router, settings);
-        tokio::spawn(self.keeper.run(stop.clone()));
         listener.set_nonblocking(true)?;
         let listener = tokio::net::TcpListener::from_std(listener)?;
-        let edge = tokio::spawn(proxy::gateway::serve(listener, gateway, stop.clone()));
+        let edge = proxy::gateway::serve(listener, gateway, stop.clone());
         let admin = axum::serve(self.admin, routes::admin::router(self.state.clone()))
             .with_graceful_shutdown(stop.clone().cancelled_owned());
-        let admin = tokio::spawn(async move { admin.await });
+        // Not among the tasks: without it the server goes on until a certificate ends, and it says so.
+        tokio::spawn(self.keeper.run(stop.clone()));
+        let mut tasks = Tasks::default();
+        tasks.spawn("listener", async move {
+            edge.await;
+            Ok(())
+        });
+        tasks.spawn("admin socket", async move { Ok(admin.await?) });
 
-        let helper_lost = tokio::select! {
-            () = self.asked.wait() => false,
-            () = self.warden.closed() => true,
+        let failed = tokio::select! {
+            () = self.asked.wait() => None,
+            error = tasks.first_end() => Some(error),
+            () = self.warden.closed() => {
+                stop.cancel();
+                bail!("the privileged helper ended; sandboxes stay, start the server again to find them");
+            }
         };
         stop.cancel();
         self.state.streams.close();
-        if helper_lost {
-            bail!("the privileged helper ended; sandboxes stay, start the server again to find them");
-        }
+        // Whoever asked for the sandboxes' end did not mean a server that fails.
+        let stop_sandboxes = stop_sandboxes && failed.is_none();
         tracing::info!(stop.sandboxes = stop_sandboxes, "stopping");
         let drained = async {
             self.state.registry.shutdown(stop_sandboxes).await;
-            let _ = tokio::join!(edge, admin);
+            tasks.finish().await
         };
-        if tokio::time::timeout(GRACE, drained).await.is_err() {
+        let ended = tokio::time::timeout(GRACE, drained).await.unwrap_or_else(|_| {
             tracing::warn!("requests were still under way after {GRACE:?}; they are cut");
-        }
+            Ok(())
+        });
         self.warden.shutdown(stop_sandboxes).await?;
-        Ok(ExitCode::SUCCESS)
+        match failed {
+            Some(error) => bail!("{error:#}; sandboxes stay, start the server again to find them"),
+            None => ended.map(|()| ExitCode::SUCCESS),
+        }
     }
 }
 
