@@ -19,7 +19,7 @@ use tokio::{net::UnixStream, task::AbortHandle};
 use tokio_util::codec::{Framed, LengthDelimitedCodec};
 
 use crate::{
-    guest::{shed, state::Guest},
+    guest::{awake, shed, state::Guest},
     wire::{
         control::{FromGuest, Init, MAX_MESSAGE, ToGuest},
         link::Nonce,
@@ -74,9 +74,14 @@ pub(super) fn answer(guest: &Guest, frame: &[u8]) -> Option<FromGuest> {
         Ok(ToGuest::Init { seq, init }) => (seq, introduce(guest, *init)),
         Ok(ToGuest::Freeze { seq }) => {
             shed::shed();
+            awake::freeze();
             (seq, None)
         }
-        Ok(ToGuest::Thaw { seq, .. } | ToGuest::Ping { seq }) => (seq, None),
+        Ok(ToGuest::Thaw { seq, .. }) => {
+            awake::thaw();
+            (seq, None)
+        }
+        Ok(ToGuest::Ping { seq }) => (seq, None),
         Err(error) => {
             let Numbered { seq } = serde_json::from_slice(frame).ok()?;
             (seq, Some(format!("this guest does not know the message: {error}")))
@@ -88,6 +93,8 @@ pub(super) fn answer(guest: &Guest, frame: &[u8]) -> Option<FromGuest> {
 /// The identity is taken in any case; the error names what else failed.
 fn introduce(guest: &Guest, init: Init) -> Option<String> {
     let mut problems = Vec::new();
+    // Whoever introduces a machine that was announced to be frozen has found it running.
+    awake::thaw();
     match STANDARD.decode(&init.entropy) {
         // Every process may write here; it mixes in and counts for nothing.
         Ok(entropy) => {

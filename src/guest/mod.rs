@@ -1,6 +1,7 @@
 //! What runs inside a machine: the envd API, its processes and files.
 
 mod accept;
+mod awake;
 mod boot;
 mod control;
 pub(crate) mod entry;

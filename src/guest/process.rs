@@ -22,11 +22,11 @@ use nix::{errno::Errno, fcntl::OFlag, sys::signal::Signal, unistd::pipe2};
 use tokio::{
     io::unix::AsyncFd,
     sync::{mpsc, watch},
-    time::{Instant, sleep_until},
+    time::Instant,
 };
 
 use crate::guest::{
-    failure,
+    awake, failure,
     pty::{self, Size},
     reap::{Exit, Reaper},
     spawner::{Order, SpawnError, Spawner, Stdio, Step},
@@ -250,7 +250,7 @@ impl Processes {
                 let _ = pump.await;
             }
             kept.input.release();
-            keeper.table().retire(&kept, Instant::now());
+            keeper.table().retire(&kept, awake::now());
             kept.audience.close(status::end_event(exit)).await;
         });
         Ok((process, receiver))
@@ -263,7 +263,7 @@ impl Processes {
 
     /// A live process, or one that ended within the retention.
     pub(crate) fn any(&self, selector: &Selector) -> Option<Arc<Process>> {
-        self.table().any(selector, Instant::now())
+        self.table().any(selector, awake::now())
     }
 
     /// All live ones, those included whose output is still open.
@@ -283,7 +283,7 @@ impl Processes {
         if let Some(deadline) = process.deadline {
             tokio::select! {
                 exit = &mut exit => return settled(exit.ok()),
-                () = sleep_until(deadline) => {
+                () = awake::until(deadline) => {
                     // Unlike a client's signal it does not cut the output of children short.
                     let _ = self.reaper.kill(process.pid.cast_signed(), Signal::SIGKILL);
                 }

@@ -23,6 +23,14 @@ pub(super) enum ProxyError {
     /// On its way from one state to another.
     #[error("The sandbox is still transitioning. Try again in a moment.")]
     Transitioning,
+    /// It is paused, and only other credentials may wake it.
+    #[error(
+        "This sandbox can't be resumed with the credentials provided. Send the sandbox's access token, or its traffic access token."
+    )]
+    Denied,
+    /// It is paused, and the host has no room for it now.
+    #[error("The sandbox cannot be resumed now: this server has no capacity left. Try again in a moment.")]
+    Full,
     /// User ports want a token and there is none.
     #[error(
         "Sandbox is secured with traffic access token. Token header 'e2b-traffic-access-token' is missing"

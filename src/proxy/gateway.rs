@@ -38,7 +38,7 @@ use super::{
     host::{Destination, Hosts},
     patience::{Activity, InFlight, Patient},
     rescue,
-    resolve::Lookup,
+    resolve::{Lookup, ResolveLayer, Wake},
     stack::{Stack, stack},
     target::Inbound,
     tls::{Acceptor, Opened},
@@ -138,13 +138,23 @@ impl Settings {
 impl Gateway {
     /// A gateway to the registry's sandboxes, with these routes on every base host.
     pub fn new(registry: Registry, routes: Router, settings: Settings) -> Self {
-        Self::with_lookup(Arc::new(move |id: &SandboxId| registry.target(id)), routes, settings)
+        let waking = registry.clone();
+        let find: Lookup = Arc::new(move |id: &SandboxId| registry.target(id));
+        let wake: Wake = Arc::new(move |id, knock| {
+            let registry = waking.clone();
+            Box::pin(async move { registry.wake(id, knock).await })
+        });
+        Self::with(ResolveLayer::new(find, Some(wake)), routes, settings)
     }
 
-    /// A gateway to whatever sandboxes this look-up finds.
+    /// A gateway to whatever sandboxes this look-up finds; none is ever woken.
     pub fn with_lookup(lookup: Lookup, routes: Router, settings: Settings) -> Self {
+        Self::with(ResolveLayer::new(lookup, None), routes, settings)
+    }
+
+    fn with(resolve: ResolveLayer, routes: Router, settings: Settings) -> Self {
         let hosts = Hosts::new(&settings.domain);
-        let stack = stack(lookup, settings.sandbox_connections);
+        let stack = stack(resolve, settings.sandbox_connections);
         Self { inner: Arc::new(Inner { hosts, stack, routes, settings }) }
     }
 

@@ -119,8 +119,8 @@ fn status(error: &ProxyError) -> StatusCode {
         ProxyError::Reserved { .. } => StatusCode::NOT_FOUND,
         ProxyError::NotFound | ProxyError::PortClosed { .. } => StatusCode::BAD_GATEWAY,
         ProxyError::Transitioning => StatusCode::CONFLICT,
-        ProxyError::TokenMissing | ProxyError::TokenInvalid => StatusCode::FORBIDDEN,
-        ProxyError::TooManyConnections { .. } => StatusCode::TOO_MANY_REQUESTS,
+        ProxyError::TokenMissing | ProxyError::TokenInvalid | ProxyError::Denied => StatusCode::FORBIDDEN,
+        ProxyError::TooManyConnections { .. } | ProxyError::Full => StatusCode::TOO_MANY_REQUESTS,
     }
 }
 

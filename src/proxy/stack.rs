@@ -12,7 +12,7 @@ use super::{
     limit::Limit,
     rescue::RescueLayer,
     reserved,
-    resolve::{self, Lookup},
+    resolve::ResolveLayer,
     step::step,
     target::{Bound, Inbound},
     token,
@@ -22,7 +22,7 @@ use super::{
 pub(super) type Stack = BoxCloneSyncService<Inbound, Response<Body>, Infallible>;
 
 /// Builds the stack. `most` is the limit of requests in flight to one sandbox.
-pub(super) fn stack(lookup: Lookup, most: Option<u32>) -> Stack {
+pub(super) fn stack(resolve: ResolveLayer, most: Option<u32>) -> Stack {
     let limit = Limit::new(most);
     let connector = Connector::default();
     let stack = ServiceBuilder::new()
@@ -31,7 +31,8 @@ pub(super) fn stack(lookup: Lookup, most: Option<u32>) -> Stack {
         // Before the look-up, so that the answer does not tell whether the sandbox exists.
         .layer(step(reserved::refuse))
         // From here on a run of a sandbox is known, and its end cuts whatever goes on.
-        .layer(step(move |inbound| resolve::resolve(&lookup, inbound)))
+        // A paused sandbox may be woken here, and the request waits for it.
+        .layer(resolve)
         // Before the limit, so that strangers cannot use it up.
         .layer(step(token::check))
         // Held until the response or the tunnel has ended.

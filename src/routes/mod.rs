@@ -51,6 +51,8 @@ fn documented() -> OpenApiRouter<AppState> {
         .routes(routes!(sandboxes::get::get, sandboxes::kill::kill))
         .routes(routes!(sandboxes::connect::connect_v1))
         .routes(routes!(sandboxes::connect::connect_v2))
+        .routes(routes!(sandboxes::pause::pause))
+        .routes(routes!(sandboxes::resume::resume))
         .routes(routes!(sandboxes::timeout::timeout))
         .routes(routes!(sandboxes::refresh::refresh))
         .routes(routes!(sandboxes::logs::logs_v1))

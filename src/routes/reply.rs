@@ -160,6 +160,32 @@ impl From<LifeError> for ApiError {
                 Self::new(StatusCode::CONFLICT, format!("Sandbox \"{id}\" is changing its state, try again"))
             }
             LifeError::MaxLength => Self::bad_request("Max instance length exceeded"),
+            LifeError::Paused(id) => {
+                Self::new(StatusCode::CONFLICT, format!("Sandbox \"{id}\" is already paused"))
+            }
+            LifeError::Running(id) => {
+                Self::new(StatusCode::CONFLICT, format!("Sandbox \"{id}\" is already running"))
+            }
+            LifeError::Unresponsive => Self::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "The sandbox was not paused: its guest does not answer. It goes on running.",
+            )
+            .never_retry(),
+            LifeError::Unresumable(reason) => {
+                tracing::warn!(reason, "a paused sandbox was not resumed");
+                Self::new(
+                    StatusCode::CONFLICT,
+                    "The guest of the paused sandbox does not answer; resume it without its memory",
+                )
+                .code("sandbox_snapshot_guest_agent_unresponsive")
+            }
+            LifeError::Pause(reason) => {
+                tracing::error!(reason, "a sandbox was not paused");
+                Self::new(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    "The sandbox was not paused and goes on running, see the server's log",
+                )
+            }
             LifeError::Engine(error) => error.into(),
             LifeError::Store(error) => error.into(),
             LifeError::Guest(reason) => {

@@ -10,8 +10,10 @@ pub(crate) mod list;
 pub(crate) mod logs;
 pub(crate) mod metrics;
 mod network;
+pub(crate) mod pause;
 pub(crate) mod refresh;
 pub(super) mod request;
+pub(crate) mod resume;
 pub(crate) mod timeout;
 
 use std::collections::BTreeMap;
@@ -118,6 +120,9 @@ pub(crate) struct SandboxDetail {
     network: Option<NetworkConfig>,
     /// What happens at the deadline.
     lifecycle: LifecycleView,
+    /// Of a paused sandbox, what it has kept: `full` (its processes too) or `filesystem`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pause_mode: Option<&'static str>,
 }
 
 /// What happens at the deadline.
@@ -190,6 +195,7 @@ impl SandboxDetail {
                 auto_resume: record.spec.lifecycle.auto_resume,
                 on_timeout: record.spec.lifecycle.on_timeout,
             },
+            pause_mode: paused.then_some(if record.machine.is_some() { "full" } else { "filesystem" }),
             listed: record.into(),
         }
     }

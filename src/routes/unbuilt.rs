@@ -16,8 +16,6 @@ const DELETE: MethodFilter = MethodFilter::DELETE;
 
 /// The feature, and where it would be.
 const ROUTES: &[(&str, MethodFilter, &str)] = &[
-    ("pause", POST, "/sandboxes/{id}/pause"),
-    ("resume", POST, "/sandboxes/{id}/resume"),
     ("fork", POST, "/sandboxes/{id}/fork"),
     ("snapshots", POST, "/sandboxes/{id}/snapshots"),
     ("snapshots", GET, "/snapshots"),

@@ -8,14 +8,14 @@
 //! recorded before its effect, so that a gateway that dies in between finds it at its next start.
 //! The lifetime counts from the moment the guest is ready (contract/control-plane 2.1).
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::{
     control::{Control, Identity},
-    engine::{Machine, MachineSpec},
+    engine::{Disk, Machine, MachineSpec},
     logs::LogRing,
     registry::LifeError,
     samples::History,
@@ -23,28 +23,31 @@ use super::{
 };
 use crate::sandbox::{SandboxRecord, SandboxState};
 
-/// Somebody wants it; nothing exists.
+/// Somebody wants it; no machine exists.
 pub(super) struct Requested {
     pub(super) record: SandboxRecord,
+    /// What its machine starts from.
+    pub(super) disk: Disk,
+    /// How long it shall run.
+    pub(super) length: Duration,
+    pub(super) logs: Arc<LogRing>,
+    pub(super) samples: Arc<History>,
 }
 
 /// The intent is recorded.
-pub(super) struct Prepared {
-    record: SandboxRecord,
-}
+struct Prepared(Requested);
 
 /// The machine exists.
-pub(super) struct Booted {
-    record: SandboxRecord,
+struct Booted {
+    request: Requested,
     machine: Arc<dyn Machine>,
 }
 
 /// The guest knows who it is.
-pub(super) struct Attached {
-    record: SandboxRecord,
+struct Attached {
+    request: Requested,
     machine: Arc<dyn Machine>,
     control: Control,
-    logs: Arc<LogRing>,
 }
 
 /// It serves, and that is recorded.
@@ -68,7 +71,7 @@ pub(super) struct Remains {
     pub(super) machine: Option<Arc<dyn Machine>>,
 }
 
-/// All phases. Cancelling makes the phase that is under way fail.
+/// All phases of a new sandbox. Cancelling makes the phase that is under way fail.
 pub(super) async fn run(
     world: &Arc<World>,
     requested: Requested,
@@ -78,59 +81,79 @@ pub(super) async fn run(
     let Some(Ok(_permit)) = cancel.run_until_cancelled(world.boots.acquire()).await else {
         return Err(requested.failed(LifeError::ShuttingDown));
     };
-    let prepared = requested.prepare(world).await?;
-    let booted = prepared.boot(world, cancel).await?;
-    let attached = booted.attach(world, cancel).await?;
-    attached.activate(world).await
+    requested.prepare(world).await?.start(world, cancel).await
+}
+
+/// All phases but the first, for a sandbox that is recorded as paused, and is until the last.
+pub(super) async fn again(
+    world: &Arc<World>,
+    requested: Requested,
+    cancel: &CancellationToken,
+) -> Result<Active, Failed> {
+    let Some(Ok(_permit)) = cancel.run_until_cancelled(world.boots.acquire()).await else {
+        return Err(requested.failed(LifeError::ShuttingDown));
+    };
+    Prepared(requested).start(world, cancel).await
 }
 
 // === impl Requested ===
 
 impl Requested {
+    /// A new sandbox.
+    pub(super) fn new(record: SandboxRecord) -> Self {
+        let length = record.spec.timeout();
+        Self { record, disk: Disk::New, length, logs: Arc::default(), samples: Arc::default() }
+    }
+
     async fn prepare(self, world: &World) -> Result<Prepared, Failed> {
         if let Err(error) = world.store.put_sandbox(self.record.clone()).await {
             return Err(self.failed(error.into()));
         }
-        let id = self.record.id;
-        let prepared = Prepared { record: self.record };
-        match world.reached(id, Phase::Prepared).await {
-            Ok(()) => Ok(prepared),
-            Err(error) => Err(prepared.failed(error)),
+        match world.reached(self.record.id, Phase::Prepared).await {
+            Ok(()) => Ok(Prepared(self)),
+            Err(error) => Err(self.failed(error)),
         }
     }
 
     fn failed(self, error: LifeError) -> Failed {
         Failed { error, remains: Remains { record: self.record, machine: None } }
+    }
+
+    fn failed_with(self, error: LifeError, machine: Arc<dyn Machine>) -> Failed {
+        Failed { error, remains: Remains { record: self.record, machine: Some(machine) } }
     }
 }
 
 // === impl Prepared ===
 
 impl Prepared {
+    async fn start(self, world: &Arc<World>, cancel: &CancellationToken) -> Result<Active, Failed> {
+        let booted = self.boot(world, cancel).await?;
+        let attached = booted.attach(world, cancel).await?;
+        attached.activate(world).await
+    }
+
     async fn boot(self, world: &World, cancel: &CancellationToken) -> Result<Booted, Failed> {
+        let Self(request) = self;
+        let record = &request.record;
         let spec = MachineSpec {
-            sandbox: self.record.id,
-            generation: self.record.generation,
-            build: self.record.spec.build,
-            resources: self.record.spec.resources,
-            hostname: self.record.id.to_string(),
+            sandbox: record.id,
+            generation: record.generation,
+            build: record.spec.build,
+            resources: record.spec.resources,
+            hostname: record.id.to_string(),
+            disk: request.disk,
         };
         // A create that is dropped releases what it made: the engine's promise.
         let machine = match cancel.run_until_cancelled(world.engine.create(spec)).await {
             Some(Ok(machine)) => machine,
-            Some(Err(error)) => return Err(self.failed(error.into())),
-            None => return Err(self.failed(LifeError::ShuttingDown)),
+            Some(Err(error)) => return Err(request.failed(error.into())),
+            None => return Err(request.failed(LifeError::ShuttingDown)),
         };
-        let id = self.record.id;
-        let booted = Booted { record: self.record, machine };
-        match world.reached(id, Phase::Booted).await {
-            Ok(()) => Ok(booted),
-            Err(error) => Err(booted.failed(error)),
+        match world.reached(request.record.id, Phase::Booted).await {
+            Ok(()) => Ok(Booted { request, machine }),
+            Err(error) => Err(request.failed_with(error, machine)),
         }
-    }
-
-    fn failed(self, error: LifeError) -> Failed {
-        Failed { error, remains: Remains { record: self.record, machine: None } }
     }
 }
 
@@ -138,62 +161,53 @@ impl Prepared {
 
 impl Booted {
     async fn attach(self, world: &Arc<World>, cancel: &CancellationToken) -> Result<Attached, Failed> {
-        let logs = Arc::new(LogRing::default());
-        let identity = Identity::new(Arc::clone(world), &self.record);
+        let Self { request, machine } = self;
+        let identity = Identity::new(Arc::clone(world), &request.record);
         let attaching = timeout(
             world.limits.guest_timeout,
-            Control::attach(self.machine.link(), identity, Arc::clone(&logs)),
+            Control::attach(machine.link(), identity, Arc::clone(&request.logs)),
         );
         let attached = tokio::select! {
             attached = attaching => match attached {
                 Ok(attached) => attached.map_err(|error| LifeError::Guest(error.to_string())),
                 Err(_) => Err(LifeError::Guest(format!("no answer in {:?}", world.limits.guest_timeout))),
             },
-            () = self.machine.exited() => Err(LifeError::Guest("the machine ended".to_owned())),
+            () = machine.exited() => Err(LifeError::Guest("the machine ended".to_owned())),
             () = cancel.cancelled() => Err(LifeError::ShuttingDown),
         };
         let control = match attached {
             Ok(control) => control,
-            Err(error) => return Err(self.failed(error)),
+            Err(error) => return Err(request.failed_with(error, machine)),
         };
-        let id = self.record.id;
-        let attached = Attached { record: self.record, machine: self.machine, control, logs };
-        match world.reached(id, Phase::Attached).await {
-            Ok(()) => Ok(attached),
-            Err(error) => Err(attached.failed(error)),
+        match world.reached(request.record.id, Phase::Attached).await {
+            Ok(()) => Ok(Attached { request, machine, control }),
+            Err(error) => Err(request.failed_with(error, machine)),
         }
-    }
-
-    fn failed(self, error: LifeError) -> Failed {
-        Failed { error, remains: Remains { record: self.record, machine: Some(self.machine) } }
     }
 }
 
 // === impl Attached ===
 
 impl Attached {
-    async fn activate(mut self, world: &World) -> Result<Active, Failed> {
+    async fn activate(self, world: &World) -> Result<Active, Failed> {
+        let Self { request, machine, control } = self;
         let now = world.now();
-        self.record.state = SandboxState::Running;
-        self.record.started_at = now;
-        self.record.end_at = world.policy().deadline(now, now, self.record.spec.timeout());
-        self.record.machine = Some(self.machine.record());
-        if let Err(error) = world.store.put_sandbox(self.record.clone()).await {
-            return Err(self.failed(error.into()));
+        let record = SandboxRecord {
+            state: SandboxState::Running,
+            started_at: now,
+            end_at: world.policy().deadline(now, now, request.length),
+            machine: Some(machine.record()),
+            ..request.record.clone()
+        };
+        if let Err(error) = world.store.put_sandbox(record.clone()).await {
+            return Err(request.failed_with(error.into(), machine));
         }
-        match world.reached(self.record.id, Phase::Active).await {
-            Ok(()) => Ok(Active {
-                record: self.record,
-                machine: self.machine,
-                control: self.control,
-                logs: self.logs,
-                samples: Arc::default(),
-            }),
-            Err(error) => Err(self.failed(error)),
+        match world.reached(record.id, Phase::Active).await {
+            Ok(()) => {
+                let Requested { logs, samples, .. } = request;
+                Ok(Active { record, machine, control, logs, samples })
+            }
+            Err(error) => Err(request.failed_with(error, machine)),
         }
-    }
-
-    fn failed(self, error: LifeError) -> Failed {
-        Failed { error, remains: Remains { record: self.record, machine: Some(self.machine) } }
     }
 }

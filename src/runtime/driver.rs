@@ -4,14 +4,25 @@
 //!   registry --Command--> [ bounded queue ] --> driver --> boot phases, engine, store
 //!   reaper ---Expired-->                          |
 //!   machine --exited--> (awaited by the driver)   '--View (watch)--> registry, proxy
+//!
+//!   create --> live <--pause, resume--> rest        each hands what exists to the next
+//!                '------- end --------'-----> clear
 //! ```
-//! - Commands are decided by the policy (`queue`), one at a time.
+//! - Commands are decided by the policy (`queue`), one at a time; while a change is under way they
+//!   are refused, joined to it, or put off until its end (`inbox`).
 //! - Deadline, kill and exit are one thing, an end, with another cause; [`Driver::clear`] is the
 //!   only teardown. The view says Killing, and open streams are cut, before it begins: nobody
 //!   finds a sandbox that is on its way out.
+//! - A pause is recorded before it is done, and a resume after: a gateway that dies in between
+//!   leaves a sandbox that is paused for the next one.
 //! - Teardown is retried until it works; what a closing gateway leaves is recorded as Killing and
 //!   finished by the next one.
-//! - A registry that is dropped or closed lets go of running sandboxes: machine and record stay.
+//! - A registry that is dropped or closed lets go of its sandboxes: machine and record stay.
+
+mod inbox;
+mod live;
+mod pause;
+mod rest;
 
 use std::{
     pin::pin,
@@ -20,11 +31,16 @@ use std::{
 };
 
 use tokio::{
-    sync::{mpsc, oneshot, watch},
+    sync::{oneshot, watch},
     time::sleep,
 };
 use tokio_util::sync::CancellationToken;
 
+use self::inbox::PauseReply;
+pub(super) use self::{
+    inbox::{Command, Inbox, Manner},
+    rest::{Frozen, Resting},
+};
 use super::{
     boot::{self, Active, Failed, Remains, Requested},
     control::Asker,
@@ -37,11 +53,9 @@ use super::{
 };
 use crate::{
     id::SandboxId,
-    sandbox::{SandboxRecord, SandboxState},
+    sandbox::{OnTimeout, SandboxRecord, SandboxState},
 };
 
-/// Commands that wait for one driver.
-pub(super) const QUEUE: usize = 32;
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LONGEST_RETRY: Duration = Duration::from_secs(5);
 
@@ -58,16 +72,6 @@ pub(super) enum EndCause {
     Shutdown,
 }
 
-/// What a driver is told.
-pub(super) enum Command {
-    /// A request about the deadline.
-    Deadline { request: Request, reply: oneshot::Sender<Result<SandboxRecord, LifeError>> },
-    /// The reaper: look at your deadline.
-    Expired,
-    /// End it.
-    End(EndCause),
-}
-
 /// What a driver shows.
 #[derive(Debug, Clone)]
 pub(super) enum View {
@@ -75,6 +79,8 @@ pub(super) enum View {
     Creating,
     /// Serving.
     Running(Arc<Live>),
+    /// Paused, or on the way there or back.
+    Resting(Arc<Rest>),
     /// On its way out; `stopped`: no process of it is left.
     Killing { stopped: bool },
     /// Nothing of it is left.
@@ -94,32 +100,70 @@ pub(super) struct Live {
     pub(super) asker: Asker,
 }
 
+/// A sandbox that does not serve, and is not lost.
+#[derive(Debug)]
+pub(super) struct Rest {
+    /// As it is recorded: paused.
+    pub(super) record: SandboxRecord,
+    /// Where it stands: [`Stage::Pausing`], [`Stage::Paused`] or [`Stage::Resuming`].
+    pub(super) stage: Stage,
+    pub(super) logs: Arc<LogRing>,
+    pub(super) samples: Arc<History>,
+}
+
 /// One sandbox's task.
 pub(super) struct Driver {
-    pub(super) id: SandboxId,
-    pub(super) world: Arc<World>,
-    pub(super) handles: Weak<Handles>,
-    pub(super) commands: mpsc::Receiver<Command>,
-    pub(super) view: watch::Sender<View>,
+    id: SandboxId,
+    world: Arc<World>,
+    handles: Weak<Handles>,
+    commands: Inbox,
+    view: watch::Sender<View>,
+    /// Cancelled when the present run no longer serves.
+    ended: CancellationToken,
+    /// Who waits for the pause that is under way.
+    pausers: Vec<PauseReply>,
+    /// An end that came in the middle of a change.
+    ending: Option<EndCause>,
+}
+
+/// What comes after a part of a sandbox's life.
+enum Next {
+    Live(Active),
+    Rest(Resting),
+    End(Remains, EndCause),
+    LetGo,
 }
 
 // === impl Driver ===
 
 impl Driver {
+    pub(super) fn new(
+        id: SandboxId,
+        world: Arc<World>,
+        handles: Weak<Handles>,
+        commands: Inbox,
+        view: watch::Sender<View>,
+    ) -> Self {
+        let (ended, pausers) = (CancellationToken::new(), Vec::new());
+        Self { id, world, handles, commands, view, ended, pausers, ending: None }
+    }
+
     /// The life of a sandbox from its request on.
     pub(super) async fn create(
         mut self,
         record: SandboxRecord,
         reply: oneshot::Sender<Result<Sandbox, LifeError>>,
     ) {
-        match self.boot(record).await {
+        let (world, cancel) = (Arc::clone(&self.world), CancellationToken::new());
+        let booting = boot::run(&world, Requested::new(record), &cancel);
+        match self.during(Stage::Creating, &cancel, booting).await {
             Ok(active) => {
                 let sandbox = self.world.tokens.view(active.record.clone());
-                let ended = self.begin(&active);
+                self.begin(&active);
                 tracing::info!(sandbox.id = %self.id, "sandbox {} runs", self.id);
                 // Nobody may be waiting any more: it then lives until its deadline.
                 let _ = reply.send(Ok(sandbox));
-                self.live(active, ended).await;
+                self.drive(Next::Live(active)).await;
             }
             Err(Failed { error, remains }) => {
                 tracing::warn!(sandbox.id = %self.id, %error, "sandbox {} was not made", self.id);
@@ -129,50 +173,80 @@ impl Driver {
     }
 
     /// The life of a sandbox that an earlier gateway made, from its adoption on.
-    pub(super) async fn resume(self, active: Active, ready: oneshot::Sender<()>) {
-        let expired = active.record.end_at <= self.world.now();
-        if expired {
+    pub(super) async fn take_over(mut self, active: Active, ready: oneshot::Sender<()>) {
+        let over = active.record.end_at <= self.world.now();
+        if over && active.record.spec.lifecycle.on_timeout == OnTimeout::Kill {
+            self.vanish();
             let _ = ready.send(());
-            self.end(active, &CancellationToken::new(), EndCause::Expired).await;
-        } else {
-            let ended = self.begin(&active);
-            let _ = ready.send(());
-            self.live(active, ended).await;
+            return self.drive(Next::end(active, EndCause::Expired)).await;
         }
+        self.begin(&active);
+        let _ = ready.send(());
+        self.drive(Next::Live(active)).await;
+    }
+
+    /// The life of a sandbox that an earlier gateway left paused, or half-paused.
+    pub(super) async fn take_over_paused(self, resting: Resting, ready: oneshot::Sender<()>) {
+        self.show_rest(&resting, Stage::Paused);
+        let _ = ready.send(());
+        self.drive(Next::Rest(resting)).await;
     }
 
     /// The end of a sandbox that an earlier gateway left half-made or half-killed.
-    pub(super) async fn finish(self, remains: Remains) {
+    pub(super) async fn finish(mut self, remains: Remains) {
+        self.vanish();
         self.clear(remains).await;
     }
 
-    async fn boot(&mut self, record: SandboxRecord) -> Result<Active, Failed> {
-        let cancel = CancellationToken::new();
-        let world = Arc::clone(&self.world);
-        let mut booting = pin!(boot::run(&world, Requested { record }, &cancel));
+    async fn drive(mut self, mut next: Next) {
         loop {
-            tokio::select! {
-                booted = &mut booting => return booted,
-                Some(command) = self.commands.recv() => match command {
-                    Command::Deadline { request, reply } => {
-                        let decided = world.policy().decide(Stage::Creating, request, world.now());
-                        let refusal = decided.err().unwrap_or(Refusal::Transitioning);
-                        let _ = reply.send(Err(refusal.error(self.id)));
-                    }
-                    Command::End(_) => cancel.cancel(),
-                    Command::Expired => {}
-                },
+            next = match next {
+                Next::Live(active) => self.live(active).await,
+                Next::Rest(resting) => self.rest(resting).await,
+                Next::End(remains, cause) => return self.end(remains, cause).await,
+                Next::LetGo => return,
+            };
+        }
+    }
+
+    /// Does a piece of work while requests go on being answered. An end only cancels the token:
+    /// the work comes to an end of its own, and the end is in `ending` then.
+    async fn during<T>(
+        &mut self,
+        stage: Stage,
+        cancel: &CancellationToken,
+        work: impl Future<Output = T>,
+    ) -> T {
+        let mut work = pin!(work);
+        loop {
+            let command = tokio::select! {
+                done = &mut work => return done,
+                Some(command) = self.commands.fresh() => command,
+            };
+            match (self.decide(stage, command.request()), command) {
+                (Err(refusal), command) => command.refuse(refusal.error(self.id)),
+                (Ok(Verdict::TearDown), Command::End(cause)) => {
+                    self.ending.get_or_insert(cause);
+                    cancel.cancel();
+                }
+                (Ok(Verdict::Join), Command::Pause { reply, .. }) => self.pausers.push(reply),
+                (Ok(Verdict::Wait), command) => self.commands.put_off(command, self.id),
+                // A deadline that strikes meanwhile is looked at again afterwards.
+                (Ok(_), _) => {}
             }
         }
     }
 
-    /// Shows a sandbox that serves. The token is cancelled when it no longer does.
-    fn begin(&self, active: &Active) -> CancellationToken {
-        let ended = CancellationToken::new();
-        self.show(active, &ended);
+    fn decide(&self, stage: Stage, request: Request) -> Result<Verdict, Refusal> {
+        self.world.policy().decide(stage, request, self.world.now())
+    }
+
+    /// Shows a sandbox that serves from now on.
+    fn begin(&mut self, active: &Active) {
+        self.ended = CancellationToken::new();
+        self.show(active);
         self.measure(active);
         self.world.reaper.set(self.id, active.record.end_at);
-        ended
     }
 
     /// The first sample is there at once; the sampler goes on.
@@ -182,7 +256,7 @@ impl Driver {
         tokio::spawn(async move { samples.sample(&*machine, resources, now).await });
     }
 
-    fn show(&self, active: &Active, ended: &CancellationToken) {
+    fn show(&self, active: &Active) {
         let record = active.record.clone();
         let tokens = self.world.tokens.view(record.clone());
         let mask = record.spec.network.as_ref().and_then(|network| network.mask_request_host.as_deref());
@@ -192,7 +266,7 @@ impl Driver {
             link: active.machine.link(),
             traffic_access_token: tokens.traffic_access_token.map(Arc::from),
             mask_request_host: mask.map(Arc::from),
-            ended: ended.clone(),
+            ended: self.ended.clone(),
         };
         let live = Live {
             record,
@@ -205,76 +279,18 @@ impl Driver {
         self.view.send_replace(View::Running(Arc::new(live)));
     }
 
-    async fn live(mut self, mut active: Active, ended: CancellationToken) {
-        let cause = loop {
-            tokio::select! {
-                () = active.machine.exited() => break EndCause::Exited,
-                () = self.world.closing.cancelled() => return,
-                command = self.commands.recv() => {
-                    // The registry was dropped: the sandbox stays for the next one.
-                    let Some(command) = command else { return };
-                    if let Some(cause) = self.obey(&mut active, &ended, command).await {
-                        break cause;
-                    }
-                }
-            }
+    fn show_rest(&self, resting: &Resting, stage: Stage) {
+        let rest = Rest {
+            record: resting.record.clone(),
+            stage,
+            logs: Arc::clone(&resting.logs),
+            samples: Arc::clone(&resting.samples),
         };
-        self.end(active, &ended, cause).await;
-    }
-
-    /// Decides and does one command. `Some`: it is the end.
-    async fn obey(
-        &self,
-        active: &mut Active,
-        ended: &CancellationToken,
-        command: Command,
-    ) -> Option<EndCause> {
-        let Command::Deadline { request, reply } = command else {
-            let (request, cause) = match command {
-                Command::End(cause) => (Request::End, cause),
-                _ => (Request::Expire, EndCause::Expired),
-            };
-            let decided = self.decide(active, request);
-            if decided == Ok(Verdict::Keep) {
-                self.world.reaper.set(self.id, active.record.end_at);
-            }
-            return (decided == Ok(Verdict::TearDown)).then_some(cause);
-        };
-        match self.decide(active, request) {
-            Err(refusal) => {
-                let _ = reply.send(Err(refusal.error(self.id)));
-                None
-            }
-            Ok(Verdict::TearDown) => {
-                self.vanish(ended);
-                let _ = reply.send(Ok(active.record.clone()));
-                Some(EndCause::Expired)
-            }
-            Ok(Verdict::Keep) => {
-                let _ = reply.send(Ok(active.record.clone()));
-                None
-            }
-            Ok(Verdict::Deadline(end_at)) => {
-                let moved = SandboxRecord { end_at, ..active.record.clone() };
-                let stored = self.world.store.put_sandbox(moved.clone()).await;
-                if stored.is_ok() {
-                    active.record = moved;
-                    self.show(active, ended);
-                    self.world.reaper.set(self.id, end_at);
-                }
-                let _ = reply.send(stored.map(|()| active.record.clone()).map_err(LifeError::from));
-                None
-            }
-        }
-    }
-
-    fn decide(&self, active: &Active, request: Request) -> Result<Verdict, Refusal> {
-        let SandboxRecord { started_at, end_at, .. } = active.record;
-        self.world.policy().decide(Stage::Running { started_at, end_at }, request, self.world.now())
+        self.view.send_replace(View::Resting(Arc::new(rest)));
     }
 
     /// From here on nobody finds it.
-    fn vanish(&self, ended: &CancellationToken) {
+    fn vanish(&mut self) {
         self.view.send_if_modified(|view| {
             let first = !matches!(view, View::Killing { .. });
             if first {
@@ -282,26 +298,32 @@ impl Driver {
             }
             first
         });
-        ended.cancel();
+        self.ended.cancel();
         self.world.reaper.remove(self.id);
+        self.answer_pausers(|id| Err(LifeError::NotFound(id)));
     }
 
-    async fn end(self, active: Active, ended: &CancellationToken, cause: EndCause) {
-        self.vanish(ended);
+    fn answer_pausers(&mut self, answer: impl Fn(SandboxId) -> Result<(), LifeError>) {
+        for reply in self.pausers.drain(..) {
+            let _ = reply.send(answer(self.id));
+        }
+    }
+
+    async fn end(mut self, remains: Remains, cause: EndCause) {
+        self.vanish();
         let id = self.id;
         tracing::info!(sandbox.id = %id, cause = ?cause, "sandbox {id} ends");
-        drop(active.control);
-        self.clear(Remains { record: active.record, machine: Some(active.machine) }).await;
+        self.clear(remains).await;
     }
 
     /// A create that failed answers when it is undone, or after a bound; the undoing goes on.
     async fn undo(
-        self,
+        mut self,
         remains: Remains,
         error: LifeError,
         reply: oneshot::Sender<Result<Sandbox, LifeError>>,
     ) {
-        self.vanish(&CancellationToken::new());
+        self.vanish();
         let mut clearing = pin!(self.clear(remains));
         let done = tokio::select! {
             () = &mut clearing => true,
@@ -332,6 +354,13 @@ impl Driver {
             }
         }
         self.view.send_replace(View::Killing { stopped: true });
+        // Of a machine that ended by itself, or of a sandbox that was paused without its memory.
+        while let Err(error) = self.world.engine.discard(id).await {
+            tracing::error!(sandbox.id = %id, %error, "the disk of sandbox {id} was not removed");
+            if !retry.pause(&self.world.closing).await {
+                return;
+            }
+        }
         while let Err(error) = self.world.store.remove_sandbox(id).await {
             tracing::error!(sandbox.id = %id, %error, "the record of sandbox {id} was not removed");
             if !retry.pause(&self.world.closing).await {
@@ -347,7 +376,8 @@ impl Drop for Driver {
             handles.remove(self.id);
         }
         self.view.send_modify(|view| {
-            *view = if matches!(view, View::Running(_)) { View::LetGo } else { View::Gone };
+            *view =
+                if matches!(view, View::Running(_) | View::Resting(_)) { View::LetGo } else { View::Gone };
         });
     }
 }
@@ -380,6 +410,8 @@ impl Refusal {
             Self::NotFound => LifeError::NotFound(id),
             Self::Transitioning => LifeError::Transitioning(id),
             Self::MaxLength => LifeError::MaxLength,
+            Self::Paused => LifeError::Paused(id),
+            Self::Running => LifeError::Running(id),
         }
     }
 }

@@ -3,7 +3,9 @@
 //! ```text
 //!            create                    stop
 //!   (none) ---------> live <-> frozen ------> gone        exited() resolves at "gone"
-//!            adopt      \________________________^
+//!      ^     adopt      \________________________^
+//!      |                 '---- shelve ----> (none), disk kept ---discard--> gone
+//!      '------- create with Disk::Kept -------'
 //! ```
 //! An engine holds no policy. Its callers (one driver a sandbox) never call two methods of one
 //! machine at the same time, except `stats`, `link` and `exited`, which may be called at any time.
@@ -12,6 +14,7 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     id::{BuildId, SandboxId},
@@ -32,6 +35,18 @@ pub struct MachineSpec {
     pub resources: Resources,
     /// The host name inside.
     pub hostname: String,
+    /// What its writable disk starts from.
+    pub disk: Disk,
+}
+
+/// What a machine's writable disk starts from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Disk {
+    /// Nothing but the image. A disk that was kept is given up.
+    New,
+    /// The disk that the sandbox's last machine left; without one there is no machine.
+    Kept,
 }
 
 /// What the engine needs to find a machine again after a restart. Opaque to everybody else.
@@ -94,6 +109,9 @@ pub enum EngineError {
     /// No room: ids, memory, descriptors.
     #[error("no capacity: {0}")]
     Capacity(String),
+    /// No disk was kept for the sandbox.
+    #[error("no disk of sandbox {0} was kept")]
+    NoDisk(SandboxId),
     /// The build has no image on this host.
     #[error("build {0} has no image on this host")]
     NoImage(BuildId),
@@ -127,12 +145,23 @@ pub trait Engine: Send + Sync + fmt::Debug {
         record: &MachineRecord,
     ) -> Result<Option<Arc<dyn Machine>>, EngineError>;
 
+    /// The machine of a sandbox, whoever made it. For those whose record names none.
+    async fn find(&self, sandbox: SandboxId) -> Result<Option<Arc<dyn Machine>>, EngineError>;
+
+    /// The sandboxes whose disk is kept while they have no machine.
+    async fn kept(&self) -> Result<Vec<SandboxId>, EngineError>;
+
+    /// Gives up the disk of a sandbox that has no machine. Idempotent.
+    async fn discard(&self, sandbox: SandboxId) -> Result<(), EngineError>;
+
     /// Ends every machine of this engine that is not in `keep`, adopted or not, with all it
-    /// holds. Called once at start, after adoption. Returns what was ended.
+    /// holds, and gives up the disks that were kept for others. Called once at start, after
+    /// adoption. Returns whose machines were ended.
     async fn sweep(&self, keep: &[SandboxId]) -> Result<Vec<SandboxId>, EngineError>;
 }
 
-/// One isolated environment. Dropping the last handle does not end it: `stop` does.
+/// One isolated environment. Dropping the last handle does not end it: `stop` does. One that ends
+/// by itself, live or frozen, leaves its disk as after `shelve`, until it is discarded or swept.
 #[async_trait]
 pub trait Machine: Send + Sync + fmt::Debug {
     /// What finds it again after a restart.
@@ -146,7 +175,11 @@ pub trait Machine: Send + Sync + fmt::Debug {
     /// left and its capacity can be given away; files may still be on their way out.
     async fn stop(&self, grace: Duration) -> Result<(), EngineError>;
 
-    /// Stops time for all processes; memory stays. Legal when live.
+    /// Ends the machine as `stop` does, without grace, but keeps its disk for the sandbox's next
+    /// machine. Idempotent.
+    async fn shelve(&self) -> Result<(), EngineError>;
+
+    /// Stops time for all processes; memory stays. A no-op when frozen.
     async fn freeze(&self) -> Result<(), EngineError>;
 
     /// Lets a frozen machine go on. Legal when frozen; a no-op when live.

@@ -16,7 +16,7 @@ mod service;
 mod wire;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fmt,
     sync::{Arc, Weak},
     time::Duration,
@@ -33,7 +33,9 @@ pub use self::{
 };
 use crate::{
     id::SandboxId,
-    runtime::engine::{Ability, Capabilities, Engine, EngineError, Machine, MachineRecord, MachineSpec},
+    runtime::engine::{
+        Ability, Capabilities, Disk, Engine, EngineError, Machine, MachineRecord, MachineSpec,
+    },
     sandbox::ENVD_PORT,
 };
 
@@ -48,6 +50,8 @@ pub struct Faults {
     pub stop_delay: Duration,
     /// So many stops fail before one works.
     pub stop_failures: u32,
+    /// So many freezes fail before one works.
+    pub freeze_failures: u32,
     /// So many adoptions fail before one works.
     pub adopt_failures: u32,
     /// Guests take so long to answer a handshake.
@@ -67,6 +71,8 @@ pub struct FakeEngine {
 /// What all clones of an engine share: the "host" on which the machines run.
 pub(in crate::runtime::fake) struct Host {
     machines: Mutex<HashMap<SandboxId, Arc<Body>>>,
+    /// Disks without a machine.
+    kept: Mutex<BTreeSet<SandboxId>>,
     services: Mutex<BTreeMap<u16, Service>>,
     faults: Mutex<Faults>,
 }
@@ -74,6 +80,7 @@ pub(in crate::runtime::fake) struct Host {
 /// Releases a machine whose create did not come to its end.
 struct Unfinished {
     body: Option<Arc<Body>>,
+    kept: bool,
 }
 
 // === impl FakeEngine ===
@@ -91,6 +98,7 @@ impl FakeEngine {
         Self {
             host: Arc::new(Host {
                 machines: Mutex::default(),
+                kept: Mutex::default(),
                 services: Mutex::new(services),
                 faults: Mutex::default(),
             }),
@@ -119,9 +127,19 @@ impl FakeEngine {
         ids
     }
 
-    /// The machine ends by itself. False: there is none.
+    /// The machine ends by itself, and its disk stays. False: there is none.
     pub fn exit(&self, sandbox: SandboxId) -> bool {
-        self.host.body(sandbox).map(|body| body.end()).is_some()
+        self.host.body(sandbox).map(|body| body.end(true)).is_some()
+    }
+
+    /// Whether time stands still in the machine.
+    pub fn frozen(&self, sandbox: SandboxId) -> bool {
+        self.host.body(sandbox).is_some_and(|body| body.is_frozen())
+    }
+
+    /// The disks that are kept without a machine.
+    pub fn disks(&self) -> Vec<SandboxId> {
+        self.host.kept.lock().iter().copied().collect()
     }
 
     /// Cuts the machine's link once; it can be opened again. False: there is none.
@@ -168,7 +186,8 @@ impl Engine for FakeEngine {
     async fn create(&self, spec: MachineSpec) -> Result<Arc<dyn Machine>, EngineError> {
         let faults = self.host.faults();
         let body = self.host.start(&spec)?;
-        let mut unfinished = Unfinished { body: Some(Arc::clone(&body)) };
+        let kept = spec.disk == Disk::Kept;
+        let mut unfinished = Unfinished { body: Some(Arc::clone(&body)), kept };
         tokio::time::sleep(faults.create_delay).await;
         if let Some(reason) = faults.create_error {
             return Err(EngineError::Host { step: "create", reason });
@@ -189,11 +208,26 @@ impl Engine for FakeEngine {
         Ok(found.map(|body| Arc::new(FakeMachine::new(body)) as Arc<dyn Machine>))
     }
 
+    async fn find(&self, sandbox: SandboxId) -> Result<Option<Arc<dyn Machine>>, EngineError> {
+        let found = self.host.body(sandbox);
+        Ok(found.map(|body| Arc::new(FakeMachine::new(body)) as Arc<dyn Machine>))
+    }
+
+    async fn kept(&self) -> Result<Vec<SandboxId>, EngineError> {
+        Ok(self.disks())
+    }
+
+    async fn discard(&self, sandbox: SandboxId) -> Result<(), EngineError> {
+        self.host.kept.lock().remove(&sandbox);
+        Ok(())
+    }
+
     async fn sweep(&self, keep: &[SandboxId]) -> Result<Vec<SandboxId>, EngineError> {
         let ended: Vec<SandboxId> = self.live().into_iter().filter(|id| !keep.contains(id)).collect();
         for id in &ended {
             self.exit(*id);
         }
+        self.host.kept.lock().retain(|id| keep.contains(id));
         Ok(ended)
     }
 }
@@ -218,10 +252,13 @@ impl Host {
         self.services.lock().get(&port).cloned()
     }
 
-    pub(in crate::runtime::fake) fn forget(&self, sandbox: SandboxId, generation: u64) {
+    pub(in crate::runtime::fake) fn forget(&self, sandbox: SandboxId, generation: u64, keep_disk: bool) {
         let mut machines = self.machines.lock();
         if machines.get(&sandbox).is_some_and(|body| body.generation == generation) {
             machines.remove(&sandbox);
+            if keep_disk {
+                self.kept.lock().insert(sandbox);
+            }
         }
     }
 
@@ -239,6 +276,10 @@ impl Host {
                 reason: format!("sandbox {} has a machine already", spec.sandbox),
             });
         }
+        let kept = self.kept.lock().remove(&spec.sandbox);
+        if spec.disk == Disk::Kept && !kept {
+            return Err(EngineError::NoDisk(spec.sandbox));
+        }
         machines.insert(spec.sandbox, Arc::clone(&body));
         Ok(body)
     }
@@ -249,7 +290,7 @@ impl Host {
 impl Drop for Unfinished {
     fn drop(&mut self) {
         if let Some(body) = self.body.take() {
-            body.end();
+            body.end(self.kept);
         }
     }
 }

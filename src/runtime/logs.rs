@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use jiff::Timestamp;
 use parking_lot::Mutex;
 
 /// The most lines that are kept.
@@ -16,7 +17,7 @@ pub const MAX_LINE: usize = 8 * 1024;
 pub struct LogLine {
     /// debug, info, warn or error.
     pub level: String,
-    /// envd, process or filesystem.
+    /// envd, process or filesystem; firkin for lines of the gateway's own.
     pub logger: String,
     /// The text.
     pub message: String,
@@ -42,6 +43,17 @@ impl LogRing {
     /// The kept lines, oldest first.
     pub fn lines(&self) -> Vec<LogLine> {
         self.0.lock().lines.iter().cloned().collect()
+    }
+
+    /// A line of the gateway's own, for the sandbox's owner.
+    pub(super) fn note(&self, level: &str, message: &str, now: Timestamp) {
+        self.push(LogLine {
+            level: level.to_owned(),
+            logger: "firkin".to_owned(),
+            message: message.to_owned(),
+            fields: BTreeMap::new(),
+            unix_ns: i64::try_from(now.as_nanosecond()).unwrap_or(i64::MAX),
+        });
     }
 
     pub(super) fn push(&self, mut line: LogLine) {

@@ -25,7 +25,8 @@ use crate::{
     id::SandboxId,
     runtime::{
         engine::{
-            Ability, Capabilities, Engine, EngineError, Machine, MachineRecord, MachineSpec, MachineStats,
+            Ability, Capabilities, Disk, Engine, EngineError, Machine, MachineRecord, MachineSpec,
+            MachineStats,
         },
         link::GuestLink,
     },
@@ -133,6 +134,7 @@ impl Engine for NamespaceEngine {
             build,
             resources: spec.resources,
             hostname: spec.hostname,
+            kept_disk: spec.disk == Disk::Kept,
         });
         let (client, exits) = (self.client.clone(), Arc::clone(&self.exits));
         let (hand_over, made) = tokio::sync::oneshot::channel();
@@ -145,7 +147,8 @@ impl Engine for NamespaceEngine {
                 exits.end(sandbox, generation);
             }
             if hand_over.send(answer).is_err() && created {
-                let _ = client.call(Call::StopMachine { sandbox, keep_disk: false }).await;
+                let keep_disk = spec.disk == Disk::Kept;
+                let _ = client.call(Call::StopMachine { sandbox, keep_disk }).await;
                 exits.end(sandbox, generation);
             }
         });
@@ -153,6 +156,7 @@ impl Engine for NamespaceEngine {
             Ok(Ok((Reply::Machine(info), _))) => Ok(self.machine(info)),
             Ok(Ok(_)) | Err(_) => Err(ClientError::Unexpected.during("make the machine")),
             Ok(Err(ClientError::Refused { cause: Cause::NoImage, .. })) => Err(EngineError::NoImage(build)),
+            Ok(Err(ClientError::Refused { cause: Cause::NoDisk, .. })) => Err(EngineError::NoDisk(sandbox)),
             Ok(Err(error)) => Err(error.during("make the machine")),
         }
     }
@@ -173,7 +177,24 @@ impl Engine for NamespaceEngine {
         Ok(found.filter(|_| !ended.is_cancelled()).map(|info| self.machine(info)))
     }
 
+    async fn find(&self, sandbox: SandboxId) -> Result<Option<Arc<dyn Machine>>, EngineError> {
+        let found = self.client.machine(sandbox).await.map_err(|error| error.during("find the machine"))?;
+        Ok(found.map(|info| self.machine(info)))
+    }
+
+    async fn kept(&self) -> Result<Vec<SandboxId>, EngineError> {
+        self.client.kept().await.map_err(|error| error.during("list kept disks"))
+    }
+
+    async fn discard(&self, sandbox: SandboxId) -> Result<(), EngineError> {
+        let call = Call::StopMachine { sandbox, keep_disk: false };
+        self.client.call(call).await.map(drop).map_err(|error| error.during("give up a kept disk"))
+    }
+
     async fn sweep(&self, keep: &[SandboxId]) -> Result<Vec<SandboxId>, EngineError> {
+        for sandbox in self.kept().await?.into_iter().filter(|sandbox| !keep.contains(sandbox)) {
+            self.discard(sandbox).await?;
+        }
         let live = self.client.machines().await.map_err(|error| error.during("list machines"))?;
         let orphans: Vec<MachineInfo> =
             live.into_iter().filter(|info| !keep.contains(&info.sandbox)).collect();
@@ -248,6 +269,16 @@ impl Machine for NamespaceMachine {
             return Ok(());
         }
         self.tell("end the machine", Call::StopMachine { sandbox: self.info.sandbox, keep_disk: false })
+            .await?;
+        self.exits.end(self.info.sandbox, self.info.generation);
+        Ok(())
+    }
+
+    async fn shelve(&self) -> Result<(), EngineError> {
+        if self.ended.is_cancelled() {
+            return Ok(());
+        }
+        self.tell("end the machine", Call::StopMachine { sandbox: self.info.sandbox, keep_disk: true })
             .await?;
         self.exits.end(self.info.sandbox, self.info.generation);
         Ok(())

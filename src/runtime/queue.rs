@@ -1,13 +1,16 @@
 //! The policy of one sandbox: which request is allowed where it stands, and what follows.
 //!
 //! ```text
-//!   Creating ----ready----> Running ----end----> Killing ----> (gone)
-//!       \______end (undone)____________________/
+//!   Creating --ready--> Running --pause, deadline--> Pausing --> Paused --connect, traffic--> Resuming
+//!                        | ^ '--snapshot--> Snapshotting --'        ^------(failed)-------------' |
+//!                        |  '-------------------------------------------------------------------'
+//!                        '--end, from anywhere--> Killing --> (gone)
 //! ```
 //! Pure: no clock, no task, no store. The driver asks before it acts, so whatever may happen to a
 //! sandbox is written here once: nothing is accepted behind an end, a deadline that has passed is
-//! an end, `connect` and `extend` only move the deadline away, `set_timeout` sets it, and no
-//! deadline is beyond the run's longest length (contract/control-plane 2.5-2.8).
+//! an end or a pause, `connect` and `extend` only move the deadline away, `set_timeout` sets it, no
+//! deadline is beyond the run's longest length, and what comes in the middle of a change waits for
+//! its end or is refused (contract/control-plane 2.5-2.9).
 
 use std::time::Duration;
 
@@ -24,7 +27,18 @@ pub(super) enum Stage {
         started_at: Timestamp,
         /// When the deadline strikes.
         end_at: Timestamp,
+        /// The deadline pauses it instead of ending it.
+        pauses: bool,
     },
+    /// It is being paused.
+    Pausing,
+    /// It rests.
+    Paused,
+    /// It is being resumed.
+    Resuming,
+    /// An image is being made of it; it stands still meanwhile.
+    #[cfg_attr(not(test), expect(dead_code, reason = "what makes images of sandboxes comes next"))]
+    Snapshotting,
     /// Teardown has begun.
     Killing,
 }
@@ -36,8 +50,18 @@ pub(super) enum Request {
     SetTimeout(Duration),
     /// The deadline is to be at least now + this.
     Extend(Duration),
-    /// As `Extend`, from somebody who wants to use it.
+    /// As `Extend`, from somebody who wants to use it: a paused one is to be resumed.
     Connect(Duration),
+    /// As `Connect`, but a paused one is to start anew from its disk.
+    Reboot(Duration),
+    /// A paused one is to be resumed; one that runs is not meant.
+    Resume(Duration),
+    /// Traffic for it has come.
+    Wake,
+    /// It is to be paused.
+    Pause,
+    /// An image is to be made of it.
+    Snapshot,
     /// The deadline may have struck.
     Expire,
     /// It is to end.
@@ -51,6 +75,16 @@ pub(super) enum Verdict {
     Deadline(Timestamp),
     /// Nothing changes.
     Keep,
+    /// It is paused now.
+    Pause,
+    /// The pause that is under way is the answer.
+    Join,
+    /// It is resumed now.
+    Resume,
+    /// An image is made of it now.
+    Snapshot,
+    /// Asked again when the change that is under way has come to its end.
+    Wait,
     /// The one teardown begins.
     TearDown,
 }
@@ -64,6 +98,10 @@ pub(super) enum Refusal {
     Transitioning,
     /// The run has lasted its maximum.
     MaxLength,
+    /// It is paused already.
+    Paused,
+    /// It runs already.
+    Running,
 }
 
 /// The rules, with the longest run.
@@ -84,12 +122,50 @@ impl Policy {
                 Request::Expire => Ok(Verdict::Keep),
                 _ => Err(Refusal::Transitioning),
             },
+            Stage::Running { started_at, end_at, pauses } => {
+                self.running((started_at, end_at), pauses, request, now)
+            }
+            Stage::Pausing => match request {
+                Request::End => Ok(Verdict::TearDown),
+                Request::Pause => Ok(Verdict::Join),
+                Request::Connect(_) | Request::Reboot(_) | Request::Resume(_) | Request::Wake => {
+                    Ok(Verdict::Wait)
+                }
+                Request::Expire => Ok(Verdict::Keep),
+                Request::SetTimeout(_) | Request::Extend(_) | Request::Snapshot => {
+                    Err(Refusal::Transitioning)
+                }
+            },
+            Stage::Paused => match request {
+                Request::End => Ok(Verdict::TearDown),
+                Request::Connect(_) | Request::Reboot(_) | Request::Resume(_) | Request::Wake => {
+                    Ok(Verdict::Resume)
+                }
+                Request::Pause => Err(Refusal::Paused),
+                Request::Expire => Ok(Verdict::Keep),
+                Request::SetTimeout(_) | Request::Extend(_) | Request::Snapshot => Err(Refusal::NotFound),
+            },
+            Stage::Resuming => match request {
+                Request::End => Ok(Verdict::TearDown),
+                Request::Connect(_) | Request::Reboot(_) | Request::Resume(_) | Request::Wake => {
+                    Ok(Verdict::Wait)
+                }
+                Request::Expire => Ok(Verdict::Keep),
+                Request::SetTimeout(_) | Request::Extend(_) | Request::Pause | Request::Snapshot => {
+                    Err(Refusal::Transitioning)
+                }
+            },
+            Stage::Snapshotting => match request {
+                Request::End => Ok(Verdict::TearDown),
+                Request::Connect(_) | Request::Reboot(_) | Request::Wake => Ok(Verdict::Wait),
+                Request::Expire => Ok(Verdict::Keep),
+                _ => Err(Refusal::Transitioning),
+            },
             Stage::Killing => match request {
                 Request::End | Request::Expire => Ok(Verdict::Keep),
-                Request::Connect(_) => Err(Refusal::Transitioning),
-                Request::SetTimeout(_) | Request::Extend(_) => Err(Refusal::NotFound),
+                Request::Connect(_) | Request::Reboot(_) => Err(Refusal::Transitioning),
+                _ => Err(Refusal::NotFound),
             },
-            Stage::Running { started_at, end_at } => self.running(started_at, end_at, request, now),
         }
     }
 
@@ -101,25 +177,31 @@ impl Policy {
 
     fn running(
         self,
-        started_at: Timestamp,
-        end_at: Timestamp,
+        (started_at, end_at): (Timestamp, Timestamp),
+        pauses: bool,
         request: Request,
         now: Timestamp,
     ) -> Result<Verdict, Refusal> {
         let expired = now >= end_at;
         let too_long = self.limit(started_at).is_some_and(|limit| now > limit);
+        let struck = if pauses { Verdict::Pause } else { Verdict::TearDown };
         match request {
             Request::End => Ok(Verdict::TearDown),
-            Request::Expire => Ok(if expired { Verdict::TearDown } else { Verdict::Keep }),
+            Request::Expire => Ok(if expired { struck } else { Verdict::Keep }),
             Request::SetTimeout(_) | Request::Extend(_) if too_long => Err(Refusal::MaxLength),
-            // The reaper is on its way; nobody may snatch the sandbox back.
-            _ if expired => Err(Refusal::NotFound),
-            Request::SetTimeout(Duration::ZERO) => Ok(Verdict::TearDown),
+            // The reaper is on its way; nobody may snatch the sandbox back. One that will only
+            // be paused may be kept awake.
+            _ if expired && !pauses => Err(Refusal::NotFound),
+            Request::SetTimeout(Duration::ZERO) => Ok(struck),
             Request::SetTimeout(timeout) => Ok(Verdict::Deadline(self.deadline(started_at, now, timeout))),
-            Request::Extend(timeout) | Request::Connect(timeout) => {
+            Request::Extend(timeout) | Request::Connect(timeout) | Request::Reboot(timeout) => {
                 let wanted = self.deadline(started_at, now, timeout);
                 Ok(if wanted > end_at { Verdict::Deadline(wanted) } else { Verdict::Keep })
             }
+            Request::Wake => Ok(Verdict::Keep),
+            Request::Resume(_) => Err(Refusal::Running),
+            Request::Pause => Ok(Verdict::Pause),
+            Request::Snapshot => Ok(Verdict::Snapshot),
         }
     }
 

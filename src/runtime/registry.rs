@@ -22,7 +22,7 @@ use std::{
 use futures_util::StreamExt as _;
 use jiff::Timestamp;
 use tokio::{
-    sync::{Semaphore, mpsc, oneshot, watch},
+    sync::{Semaphore, oneshot, watch},
     time::{MissedTickBehavior, timeout},
 };
 use tokio_util::{
@@ -34,10 +34,11 @@ use self::handles::Handle;
 pub(super) use self::handles::Handles;
 pub use self::recover::Recovered;
 use super::{
-    driver::{self, Command, Driver, EndCause, Live, View},
+    driver::{Command, Driver, EndCause, Inbox, Live, Manner, Rest, View},
+    logs::LogRing,
     queue::{self, Refusal, Request},
     reaper::Reaper,
-    samples,
+    samples::{self, History},
     world::World,
 };
 pub use super::{
@@ -54,12 +55,14 @@ use crate::{
         engine::{Engine, EngineError},
         link::GuestLink,
     },
-    sandbox::{SandboxRecord, SandboxSpec, SandboxState},
+    sandbox::{ENVD_PORT, SandboxRecord, SandboxSpec, SandboxState},
     store::{Store, StoreError},
 };
 
 /// How long a kill is waited for: its answer comes when no process is left, or after this.
 pub const KILL_BOUND: Duration = Duration::from_secs(5);
+/// How long traffic waits for a paused sandbox (contract/sandbox 7).
+pub const WAKE_BOUND: Duration = Duration::from_mins(1);
 /// How long a shutdown takes at most.
 pub const SHUTDOWN_BOUND: Duration = Duration::from_secs(10);
 
@@ -112,6 +115,23 @@ pub enum NotRunning {
     NotFound,
     /// On its way from one state to another.
     Transitioning,
+    /// Paused, or on the way there or back: [`Registry::wake`] knows more.
+    Resting,
+    /// Paused, and to be woken only with other credentials.
+    Denied,
+    /// It may be woken, but the host has no room for it now.
+    Full,
+}
+
+/// What a request shows that may wake a paused sandbox (contract/sandbox 7).
+#[derive(Debug, Clone, Default)]
+pub struct Knock {
+    /// The port it is for.
+    pub port: u16,
+    /// `X-Access-Token`.
+    pub access_token: Option<String>,
+    /// `e2b-traffic-access-token`.
+    pub traffic_token: Option<String>,
 }
 
 /// How a connect found the sandbox.
@@ -136,6 +156,18 @@ pub enum LifeError {
     /// This run has lasted its maximum.
     #[error("max instance length exceeded")]
     MaxLength,
+    /// It is paused already.
+    #[error("sandbox {0} is paused already")]
+    Paused(SandboxId),
+    /// It runs already.
+    #[error("sandbox {0} is running already")]
+    Running(SandboxId),
+    /// A pause was wanted only if its guest answers, and it does not; it runs on.
+    #[error("the guest of the sandbox does not answer")]
+    Unresponsive,
+    /// It was not paused, and runs on.
+    #[error("the sandbox was not paused: {0}")]
+    Pause(String),
     /// The engine did not do it.
     #[error(transparent)]
     Engine(#[from] EngineError),
@@ -145,6 +177,9 @@ pub enum LifeError {
     /// The guest did not become ready, or does not answer.
     #[error("the guest does not answer as it should: {0}")]
     Guest(String),
+    /// The guest of a paused sandbox does not answer any more; it is still paused.
+    #[error("the guest of the paused sandbox does not answer: {0}")]
+    Unresumable(String),
     /// The server is shutting down.
     #[error("the server is shutting down")]
     ShuttingDown,
@@ -224,11 +259,10 @@ impl Registry {
         created.await.unwrap_or(Err(LifeError::ShuttingDown))
     }
 
-    /// A running sandbox of the team.
-    #[expect(clippy::unused_async, reason = "a paused sandbox will be read from the store")]
+    /// A running or paused sandbox of the team. One on its way to or from a pause is paused.
+    #[expect(clippy::unused_async, reason = "whether it is in memory is not its callers' business")]
     pub async fn get(&self, team: TeamId, id: SandboxId) -> Result<Sandbox, LifeError> {
-        let live = self.live(team, id)?;
-        Ok(self.view(live.record.clone()))
+        Ok(self.view(self.shown(team, id)?.record().clone()))
     }
 
     /// Ends a sandbox of the team. `Ok` also when its end has already begun. Returns when no
@@ -241,7 +275,7 @@ impl Registry {
             View::Creating | View::Killing { stopped: true } | View::Gone | View::LetGo => {
                 return Err(self.missing(id));
             }
-            View::Running(_) => handle.end(EndCause::Killed).await,
+            View::Running(_) | View::Resting(_) => handle.end(EndCause::Killed).await,
             View::Killing { stopped: false } => {}
         }
         handle.stopped().await;
@@ -259,20 +293,101 @@ impl Registry {
         self.ask(team, id, Request::Extend(timeout)).await.map(drop)
     }
 
-    /// Connects to a sandbox of the team: extends a running one.
+    /// Connects to a sandbox of the team: extends a running one, resumes a paused one, and waits
+    /// for the end of a change that is under way.
     pub async fn connect(
         &self,
         team: TeamId,
         id: SandboxId,
         timeout: Duration,
     ) -> Result<(Sandbox, Connected), LifeError> {
-        let record = self.ask(team, id, Request::Connect(timeout)).await?;
-        Ok((self.view(record), Connected::Running))
+        let (record, how) = self.ask(team, id, Request::Connect(timeout)).await?;
+        Ok((self.view(record), how))
+    }
+
+    /// As [`Registry::connect`], but a paused sandbox starts anew from its disk.
+    pub async fn reboot(
+        &self,
+        team: TeamId,
+        id: SandboxId,
+        timeout: Duration,
+    ) -> Result<(Sandbox, Connected), LifeError> {
+        let (record, how) = self.ask(team, id, Request::Reboot(timeout)).await?;
+        Ok((self.view(record), how))
+    }
+
+    /// Resumes a paused sandbox of the team; an error when it runs already.
+    pub async fn resume(&self, team: TeamId, id: SandboxId, timeout: Duration) -> Result<Sandbox, LifeError> {
+        let (record, _) = self.ask(team, id, Request::Resume(timeout)).await?;
+        Ok(self.view(record))
+    }
+
+    /// Pauses a sandbox of the team: with `memory` its processes go on at the next resume, else
+    /// its disk alone is kept. `healthy`: only if its guest answers. Pauses at the same time are one.
+    pub async fn pause(
+        &self,
+        team: TeamId,
+        id: SandboxId,
+        memory: bool,
+        healthy: bool,
+    ) -> Result<(), LifeError> {
+        self.open()?;
+        let handle = self.handle(team, id)?;
+        let (reply, answer) = oneshot::channel();
+        let command = Command::Pause { manner: Manner { memory, healthy }, reply };
+        self.tell(&handle, id, command).await?;
+        answer.await.map_err(|_| self.missing(id))?
+    }
+
+    /// Finds a sandbox for traffic, and wakes a paused one whose owner wants that and that kept its
+    /// memory, if the request shows what it must. Waits for a change that is under way.
+    pub async fn wake(&self, id: SandboxId, knock: Knock) -> Result<Target, NotRunning> {
+        timeout(WAKE_BOUND, self.woken(id, &knock)).await.unwrap_or(Err(NotRunning::Transitioning))
+    }
+
+    async fn woken(&self, id: SandboxId, knock: &Knock) -> Result<Target, NotRunning> {
+        let mut handle = self.inner.handles.any(id).ok_or(NotRunning::NotFound)?;
+        loop {
+            let view = handle.view.borrow_and_update().clone();
+            let rest = match view {
+                View::Running(live) => return Ok(live.target.clone()),
+                View::Resting(rest) => rest,
+                View::Creating | View::LetGo => return Err(NotRunning::Transitioning),
+                View::Killing { .. } | View::Gone => return Err(NotRunning::NotFound),
+            };
+            if rest.stage != queue::Stage::Resuming {
+                self.may_wake(&rest, knock)?;
+            }
+            if rest.stage == queue::Stage::Paused {
+                match self.send(&handle, id, Request::Wake).await {
+                    Ok(_) | Err(LifeError::Transitioning(_)) => continue,
+                    Err(LifeError::NotFound(_)) => return Err(NotRunning::NotFound),
+                    Err(LifeError::Engine(EngineError::Capacity(_))) => return Err(NotRunning::Full),
+                    Err(_) => return Err(NotRunning::Transitioning),
+                }
+            }
+            handle.view.changed().await.map_err(|_| NotRunning::NotFound)?;
+        }
+    }
+
+    fn may_wake(&self, rest: &Rest, knock: &Knock) -> Result<(), NotRunning> {
+        let wakes = rest.record.spec.lifecycle.auto_resume && rest.record.machine.is_some();
+        if !wakes {
+            return Err(NotRunning::NotFound);
+        }
+        let sandbox = self.view(rest.record.clone());
+        let (wanted, shown) = if knock.port == ENVD_PORT {
+            (sandbox.envd_access_token, &knock.access_token)
+        } else {
+            (sandbox.traffic_access_token, &knock.traffic_token)
+        };
+        let fits = wanted.is_none_or(|wanted| shown.as_ref().is_some_and(|shown| same(&wanted, shown)));
+        if fits { Ok(()) } else { Err(NotRunning::Denied) }
     }
 
     /// The last lines of the guest's log, oldest first.
     pub fn logs(&self, team: TeamId, id: SandboxId) -> Result<Vec<LogLine>, LifeError> {
-        Ok(self.live(team, id)?.logs.lines())
+        Ok(self.shown(team, id)?.logs().lines())
     }
 
     /// What a sandbox used from `start` to `end`, oldest first; of each `step` the last sample.
@@ -284,12 +399,12 @@ impl Registry {
         end: Timestamp,
     ) -> Result<Vec<Sample>, LifeError> {
         let window = Duration::try_from(end.duration_since(start)).unwrap_or_default();
-        Ok(self.live(team, id)?.samples.between(start, end, samples::step(window)))
+        Ok(self.shown(team, id)?.samples().between(start, end, samples::step(window)))
     }
 
     /// The newest sample of a sandbox; none when there is none yet.
     pub fn latest_sample(&self, team: TeamId, id: SandboxId) -> Result<Option<Sample>, LifeError> {
-        Ok(self.live(team, id)?.samples.latest())
+        Ok(self.shown(team, id)?.samples().latest())
     }
 
     /// A client of the envd of a running sandbox of the team, with the sandbox's own token.
@@ -314,6 +429,7 @@ impl Registry {
     pub fn target(&self, id: &SandboxId) -> Result<Target, NotRunning> {
         let look = |view: &View| match view {
             View::Running(live) => Ok(live.target.clone()),
+            View::Resting(_) => Err(NotRunning::Resting),
             View::Creating | View::LetGo => Err(NotRunning::Transitioning),
             View::Killing { .. } | View::Gone => Err(NotRunning::NotFound),
         };
@@ -373,6 +489,16 @@ impl Registry {
     fn live(&self, team: TeamId, id: SandboxId) -> Result<Arc<Live>, LifeError> {
         match &*self.handle(team, id)?.view.borrow() {
             View::Running(live) => Ok(Arc::clone(live)),
+            View::Killing { .. } | View::Resting(_) => Err(LifeError::NotFound(id)),
+            View::Creating | View::Gone | View::LetGo => Err(self.missing(id)),
+        }
+    }
+
+    /// A sandbox that serves or rests.
+    fn shown(&self, team: TeamId, id: SandboxId) -> Result<Shown, LifeError> {
+        match &*self.handle(team, id)?.view.borrow() {
+            View::Running(live) => Ok(Shown::Live(Arc::clone(live))),
+            View::Resting(rest) => Ok(Shown::Rest(Arc::clone(rest))),
             View::Killing { .. } => Err(LifeError::NotFound(id)),
             View::Creating | View::Gone | View::LetGo => Err(self.missing(id)),
         }
@@ -387,26 +513,75 @@ impl Registry {
         self.open().err().unwrap_or(LifeError::NotFound(id))
     }
 
-    async fn ask(&self, team: TeamId, id: SandboxId, request: Request) -> Result<SandboxRecord, LifeError> {
+    async fn ask(
+        &self,
+        team: TeamId,
+        id: SandboxId,
+        request: Request,
+    ) -> Result<(SandboxRecord, Connected), LifeError> {
         self.open()?;
-        let world = &self.inner.world;
         let handle = self.handle(team, id)?;
+        self.send(&handle, id, request).await
+    }
+
+    async fn send(
+        &self,
+        handle: &Handle,
+        id: SandboxId,
+        request: Request,
+    ) -> Result<(SandboxRecord, Connected), LifeError> {
+        let (reply, answer) = oneshot::channel();
+        self.tell(handle, id, Command::Ask { request, reply }).await?;
+        // A driver that has gone answers nothing.
+        answer.await.map_err(|_| self.missing(id))?
+    }
+
+    /// Hands a command to a driver that takes some.
+    async fn tell(&self, handle: &Handle, id: SandboxId, command: Command) -> Result<(), LifeError> {
         let view = handle.view.borrow().clone();
         match view {
-            View::Running(_) | View::Creating => {}
+            View::Running(_) | View::Creating | View::Resting(_) => {}
             // A driver in its teardown takes no commands: the policy answers for it.
             View::Killing { .. } => {
-                let decided = world.policy().decide(queue::Stage::Killing, request, world.now());
-                let refusal = decided.err().unwrap_or(Refusal::NotFound);
-                return Err(refusal.error(id));
+                let world = &self.inner.world;
+                let decided = world.policy().decide(queue::Stage::Killing, command.request(), world.now());
+                return Err(decided.err().unwrap_or(Refusal::NotFound).error(id));
             }
             View::Gone | View::LetGo => return Err(self.missing(id)),
         }
-        let (reply, answer) = oneshot::channel();
-        // A driver that has gone takes nothing and answers nothing.
-        let command = Command::Deadline { request, reply };
-        handle.commands.send(command).await.map_err(|_| self.missing(id))?;
-        answer.await.map_err(|_| self.missing(id))?
+        // A driver that has gone takes nothing.
+        handle.commands.send(command).await.map_err(|_| self.missing(id))
+    }
+}
+
+/// What is known of a sandbox that serves or rests.
+enum Shown {
+    Live(Arc<Live>),
+    Rest(Arc<Rest>),
+}
+
+// === impl Shown ===
+
+impl Shown {
+    fn record(&self) -> &SandboxRecord {
+        match self {
+            Self::Live(live) => &live.record,
+            Self::Rest(rest) => &rest.record,
+        }
+    }
+
+    fn logs(&self) -> &LogRing {
+        match self {
+            Self::Live(live) => &live.logs,
+            Self::Rest(rest) => &rest.logs,
+        }
+    }
+
+    fn samples(&self) -> &History {
+        match self {
+            Self::Live(live) => &live.samples,
+            Self::Rest(rest) => &rest.samples,
+        }
     }
 }
 
@@ -421,12 +596,12 @@ impl fmt::Debug for Registry {
 impl Inner {
     /// A driver that is not running yet, known under its id.
     fn driver(&self, record: &SandboxRecord) -> Driver {
-        let (sender, commands) = mpsc::channel(driver::QUEUE);
+        let (sender, commands) = Inbox::new();
         let (view, shown) = watch::channel(View::Creating);
         let handle = Handle { team: record.spec.team, commands: sender, view: shown };
         self.handles.insert(record.id, handle);
         let handles = Arc::downgrade(&self.handles);
-        Driver { id: record.id, world: Arc::clone(&self.world), handles, commands, view }
+        Driver::new(record.id, Arc::clone(&self.world), handles, commands, view)
     }
 }
 

@@ -40,6 +40,12 @@ pub enum Phase {
     Attached,
     /// The result is recorded; nobody knows yet.
     Active,
+    /// A pause is recorded; the machine runs.
+    PauseRecorded,
+    /// The machine is frozen, or ended with its disk kept; nobody knows yet.
+    Stopped,
+    /// A frozen machine runs again; it is recorded as paused.
+    Thawed,
 }
 
 /// Fails a boot at a phase, for tests.

@@ -44,6 +44,18 @@ impl Engine for VzEngine {
         Err(refusal("adopt"))
     }
 
+    async fn find(&self, _sandbox: SandboxId) -> Result<Option<Arc<dyn Machine>>, EngineError> {
+        Err(refusal("find"))
+    }
+
+    async fn kept(&self) -> Result<Vec<SandboxId>, EngineError> {
+        Err(refusal("kept"))
+    }
+
+    async fn discard(&self, _sandbox: SandboxId) -> Result<(), EngineError> {
+        Err(refusal("discard"))
+    }
+
     async fn sweep(&self, _keep: &[SandboxId]) -> Result<Vec<SandboxId>, EngineError> {
         Err(refusal("sweep"))
     }

@@ -76,6 +76,8 @@ pub(super) struct Starting {
     pub(super) token: u64,
     /// Stops that came meanwhile.
     pub(super) stops: Vec<u64>,
+    /// Whether they all keep the writable layer, and it was one that had been kept.
+    pub(super) keep_disk: bool,
 }
 
 /// A teardown under way, and who waits for it.

@@ -70,6 +70,12 @@ pub enum Call {
         /// Only those after this one. None: from the first. An empty answer: there are no more.
         after: Option<SandboxId>,
     },
+    /// The sandboxes that have a writable layer and no machine, in the order of their ids, as many
+    /// as fit one packet. Answered with [`Reply::Kept`].
+    ListKept {
+        /// Only those after this one. None: from the first. An empty answer: there are no more.
+        after: Option<SandboxId>,
+    },
     /// The machine of a sandbox, if it is alive. Answered with [`Reply::Machines`] of one or none.
     FindMachine {
         /// Whose machine.
@@ -112,6 +118,8 @@ pub struct CreateMachine {
     pub resources: Resources,
     /// The host name inside.
     pub hostname: String,
+    /// True: on the writable layer that was kept, which must be there. False: on an empty one.
+    pub kept_disk: bool,
 }
 
 /// The warden's packets.
@@ -149,6 +157,11 @@ pub enum Reply {
         /// In the order of their ids.
         machines: Vec<MachineInfo>,
     },
+    /// Sandboxes whose layer was kept.
+    Kept {
+        /// In the order of their ids.
+        sandboxes: Vec<SandboxId>,
+    },
     /// What a machine uses.
     Stats(MachineStats),
     /// An image.
@@ -170,6 +183,8 @@ pub enum Cause {
     NoMachine,
     /// The build has no complete image here.
     NoImage,
+    /// No writable layer was kept for the sandbox.
+    NoDisk,
     /// All ids are in use, or too many requests wait.
     Capacity,
     /// The host could not do it.
@@ -241,7 +256,7 @@ pub enum ImageKind {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Event {
-    /// A machine's guest ended by itself; its resources are being released.
+    /// A machine's guest ended by itself; what it held is released, but its layer is kept.
     MachineExited {
         /// Whose machine.
         sandbox: SandboxId,

@@ -13,7 +13,7 @@ use firkin::{
     id::{BuildId, OsEntropy, SandboxId},
     proxy::gateway::{self, Gateway, Settings},
     runtime::{
-        engine::{Engine as _, MachineSpec},
+        engine::{Disk, Engine as _, MachineSpec},
         fake::{FakeEngine, Handler, Service},
         link::LinkStream,
         registry::{NotRunning, Target},
@@ -88,6 +88,7 @@ impl Rig {
             build: BuildId::generate(&OsEntropy),
             resources: Resources { cpu_count: 1, memory_mb: 128, disk_mb: 128 },
             hostname: "machine".to_owned(),
+            disk: Disk::New,
         };
         let machine = self.engine.create(spec).await.unwrap();
         let target = Target {

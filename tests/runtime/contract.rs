@@ -8,7 +8,7 @@ use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 use firkin::{
     id::{BuildId, OsEntropy, SandboxId},
     runtime::{
-        engine::{Ability, Engine, EngineError, Machine, MachineSpec},
+        engine::{Ability, Disk, Engine, EngineError, Machine, MachineSpec},
         link::{GuestLink, LinkError, LinkStream},
     },
     sandbox::Resources,
@@ -57,6 +57,8 @@ pub(crate) async fn hold(subject: &Subject) {
     the_control_stream_obeys_the_newest_attachment(subject).await;
     a_frozen_machine_stands_still(subject).await;
     a_machine_is_found_again_until_it_ends(subject).await;
+    a_shelved_machine_leaves_its_disk_for_the_next(subject).await;
+    unchanged(subject, &before).await;
     a_create_that_is_dropped_leaves_nothing(subject).await;
     unchanged(subject, &before).await;
     // Last: it ends every machine that is not kept.
@@ -72,6 +74,7 @@ impl Subject {
             build: self.build,
             resources: self.resources,
             hostname: sandbox.to_string(),
+            disk: Disk::New,
         }
     }
 
@@ -198,6 +201,53 @@ pub(crate) async fn a_machine_is_found_again_until_it_ends(subject: &Subject) {
     stop(&*machine).await;
     let found = timeout(LONG, subject.engine.adopt(id, &record)).await.expect("in time").unwrap();
     assert!(found.is_none(), "it is gone for good");
+}
+
+pub(crate) async fn a_shelved_machine_leaves_its_disk_for_the_next(subject: &Subject) {
+    let engine = &subject.engine;
+    let (id, machine) = subject.machine().await;
+    let kept = async || timeout(LONG, engine.kept()).await.expect("in time").unwrap();
+    assert!(timeout(LONG, engine.find(id)).await.expect("in time").unwrap().is_some());
+    assert_eq!(kept().await, []);
+    for _ in 0..2 {
+        timeout(LONG, machine.shelve()).await.expect("in time").unwrap();
+        timeout(LONG, machine.exited()).await.expect("it is an end");
+        assert_eq!(kept().await, [id]);
+    }
+    assert!(timeout(LONG, engine.find(id)).await.expect("in time").unwrap().is_none());
+    let next = MachineSpec { generation: 2, disk: Disk::Kept, ..subject.spec(id) };
+    let machine = timeout(LONG, engine.create(next.clone())).await.expect("in time").unwrap();
+    assert_eq!(kept().await, [], "it is in use again");
+    // A create on a kept disk that is dropped leaves the disk.
+    timeout(LONG, machine.shelve()).await.expect("in time").unwrap();
+    for wait_us in [0, 200, 1_000, 5_000] {
+        let creating = engine.create(MachineSpec { generation: 3, ..next.clone() });
+        if let Ok(Ok(machine)) = timeout(Duration::from_micros(wait_us), creating).await {
+            timeout(LONG, machine.shelve()).await.expect("in time").unwrap();
+        }
+        timeout(LONG, async {
+            while kept().await != [id] {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await
+        .expect("the disk is kept");
+    }
+    for _ in 0..2 {
+        timeout(LONG, engine.discard(id)).await.expect("in time").unwrap();
+        assert_eq!(kept().await, []);
+    }
+    let none = timeout(LONG, engine.create(next)).await.expect("in time");
+    assert!(matches!(none, Err(EngineError::NoDisk(sandbox)) if sandbox == id));
+    // A new disk gives up the kept one, and a sweep those of others.
+    let (id, machine) = subject.machine().await;
+    timeout(LONG, machine.shelve()).await.expect("in time").unwrap();
+    let machine = timeout(LONG, engine.create(subject.spec(id))).await.expect("in time").unwrap();
+    timeout(LONG, machine.shelve()).await.expect("in time").unwrap();
+    timeout(LONG, engine.sweep(&[id])).await.expect("in time").unwrap();
+    assert_eq!(kept().await, [id]);
+    timeout(LONG, engine.sweep(&[])).await.expect("in time").unwrap();
+    assert_eq!(kept().await, []);
 }
 
 pub(crate) async fn a_create_that_is_dropped_leaves_nothing(subject: &Subject) {

@@ -245,11 +245,15 @@ async fn a_guest_that_ends_by_itself_is_noticed_and_cleared() {
     let Some(data) = Data::new() else { return };
     let server = data.serve().await;
     let before = idle(&server).await;
-    let machine = server.engine.create(spec(data.image())).await.unwrap();
+    let spec = spec(data.image());
+    let id = spec.sandbox;
+    let machine = server.engine.create(spec).await.unwrap();
     let mut stream = machine.link().open(ENVD_PORT).await.unwrap();
     stream.write_all(b"exit\n").await.unwrap();
     tokio::time::timeout(Duration::from_secs(10), machine.exited()).await.unwrap();
     assert!(matches!(machine.freeze().await, Err(EngineError::Gone)));
+    assert_eq!(server.engine.kept().await.unwrap(), [id], "its disk is for its sandbox to decide on");
+    server.engine.discard(id).await.unwrap();
     server.scope.settles_as(&before);
     server.client.shutdown(true).await.unwrap();
 }
@@ -293,8 +297,9 @@ async fn a_create_whose_caller_goes_away_is_undone() {
 /// Sends creates without waiting for an answer.
 fn send_creates(socket: &OwnedFd, build: BuildId, count: u64) {
     for seq in 1..=count {
-        let MachineSpec { sandbox, generation, build, resources, hostname } = spec(build);
-        let call = Call::CreateMachine(CreateMachine { sandbox, generation, build, resources, hostname });
+        let MachineSpec { sandbox, generation, build, resources, hostname, .. } = spec(build);
+        let create = CreateMachine { sandbox, generation, build, resources, hostname, kept_disk: false };
+        let call = Call::CreateMachine(create);
         let packet = serde_json::to_vec(&Request { seq, call }).unwrap();
         nix::unistd::write(socket, &packet).unwrap();
     }
@@ -386,6 +391,7 @@ async fn find_again(data: &Data, records: &[(SandboxId, serde_json::Value)], run
     let mut stream = adopted[0].link().open(ENVD_PORT).await.unwrap();
     stream.write_all(b"exit\n").await.unwrap();
     tokio::time::timeout(Duration::from_secs(10), adopted[0].exited()).await.unwrap();
+    server.engine.discard(records[0].0).await.unwrap();
     adopted[1].stop(Duration::ZERO).await.unwrap();
     assert_eq!(server.client.machines().await.unwrap().len(), 17);
     server.client.shutdown(true).await.unwrap();

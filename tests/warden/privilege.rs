@@ -62,6 +62,7 @@ async fn the_warden_refuses_what_is_not_its_business() {
             build: good.build,
             resources: good.resources,
             hostname: hostname.to_owned(),
+            kept_disk: false,
         };
         bad.resources.memory_mb = memory_mb;
         bad.resources.cpu_count = cpu_count;

@@ -13,7 +13,7 @@ use std::{
 use firkin::{
     id::{BuildId, OsEntropy, SandboxId},
     runtime::{
-        engine::MachineSpec,
+        engine::{Disk, MachineSpec},
         namespace::{NamespaceEngine, WardenClient},
     },
     sandbox::Resources,
@@ -167,5 +167,6 @@ pub(crate) fn spec(build: BuildId) -> MachineSpec {
         build,
         resources: Resources { cpu_count: 1, memory_mb: 256, disk_mb: 512 },
         hostname: "e2b.local".to_owned(),
+        disk: Disk::New,
     }
 }

@@ -10,13 +10,13 @@ use axum::{extract::Request, middleware::Next, response::Response};
 use connectrpc::{ConnectError, RequestContext};
 use tokio::time::Instant;
 
-use crate::guest::serve::rpc_error;
+use crate::guest::{awake, serve::rpc_error};
 
 const HEADER: &str = "connect-timeout-ms";
 const MAX_DIGITS: usize = 10;
 const STREAMS: [&str; 2] = ["/process.Process/Start", "/process.Process/Connect"];
 
-/// When a stream's time is over.
+/// When a stream's time is over, by the clock of [`awake`].
 #[derive(Debug, Clone, Copy)]
 pub(super) struct StreamDeadline(Instant);
 
@@ -41,7 +41,7 @@ pub(crate) async fn moderate(mut request: Request, next: Next) -> Response {
         request.headers_mut().remove(HEADER);
     }
     if ours && !limit.is_zero() {
-        request.extensions_mut().insert(StreamDeadline(Instant::now() + limit));
+        request.extensions_mut().insert(StreamDeadline(awake::now() + limit));
     }
     next.run(request).await
 }

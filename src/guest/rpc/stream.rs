@@ -11,7 +11,10 @@ use tokio::{
 };
 
 use crate::{
-    guest::process::{Message, Source},
+    guest::{
+        awake,
+        process::{Message, Source},
+    },
     wire::rpc::process::{
         __buffa::oneof::process_event::{Event, data_event::Output},
         ProcessEvent,
@@ -101,7 +104,7 @@ impl View {
 
 async fn expiry(deadline: Option<Instant>) {
     match deadline {
-        Some(deadline) => sleep_until(deadline).await,
+        Some(deadline) => awake::until(deadline).await,
         None => std::future::pending().await,
     }
 }

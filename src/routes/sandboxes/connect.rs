@@ -20,7 +20,6 @@ use crate::{
         state::AppState,
     },
     runtime::registry::Connected,
-    sandbox::SandboxState,
     store::Team,
 };
 
@@ -85,12 +84,11 @@ async fn connect(
     memory: Option<bool>,
 ) -> Result<Response, ApiError> {
     let id = path.id()?;
-    // Without memory a running sandbox is simply extended: there is nothing to start.
-    if memory == Some(false) && state.registry.get(team.id, id).await?.record.state == SandboxState::Paused {
-        return Err(ApiError::bad_request("starting a paused sandbox without its memory is not enabled")
-            .code("sandbox_memory_override_disabled"));
-    }
-    let (sandbox, connected) = state.registry.connect(team.id, id, Duration::from_secs(seconds)).await?;
+    let length = Duration::from_secs(seconds);
+    let (sandbox, connected) = match memory {
+        Some(false) => state.registry.reboot(team.id, id, length).await?,
+        _ => state.registry.connect(team.id, id, length).await?,
+    };
     let status = match connected {
         Connected::Running => StatusCode::OK,
         Connected::Resumed => StatusCode::CREATED,

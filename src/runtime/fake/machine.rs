@@ -71,12 +71,17 @@ impl Body {
     }
 
     /// The end, by itself or by order.
-    pub(super) fn end(&self) {
+    pub(super) fn end(&self, keep_disk: bool) {
         self.cut();
-        self.ended.cancel();
+        // Whoever hears of the end finds the disk.
         if let Some(host) = self.host.upgrade() {
-            host.forget(self.sandbox, self.generation);
+            host.forget(self.sandbox, self.generation, keep_disk);
         }
+        self.ended.cancel();
+    }
+
+    pub(super) fn is_frozen(&self) -> bool {
+        *self.frozen.borrow()
     }
 
     pub(super) fn cut(&self) -> bool {
@@ -144,12 +149,22 @@ impl Machine for FakeMachine {
                 return Err(EngineError::Host { step: "stop", reason: "injected".to_owned() });
             }
         }
-        self.body.end();
+        self.body.end(false);
+        Ok(())
+    }
+
+    async fn shelve(&self) -> Result<(), EngineError> {
+        if !self.body.ended.is_cancelled() {
+            self.body.end(true);
+        }
         Ok(())
     }
 
     async fn freeze(&self) -> Result<(), EngineError> {
         self.body.alive()?;
+        if self.body.host.upgrade().is_some_and(|host| host.take(|faults| &mut faults.freeze_failures)) {
+            return Err(EngineError::Host { step: "freeze", reason: "injected".to_owned() });
+        }
         self.body.frozen.send_replace(true);
         Ok(())
     }

@@ -182,6 +182,18 @@ impl WardenClient {
         }
     }
 
+    /// Every sandbox of this instance that has a disk and no machine.
+    pub async fn kept(&self) -> Result<Vec<SandboxId>, ClientError> {
+        let mut all: Vec<SandboxId> = Vec::new();
+        loop {
+            match self.call(Call::ListKept { after: all.last().copied() }).await?.0 {
+                Reply::Kept { sandboxes } if sandboxes.is_empty() => return Ok(all),
+                Reply::Kept { sandboxes } => all.extend(sandboxes),
+                _ => return Err(ClientError::Unexpected),
+            }
+        }
+    }
+
     /// The machine of a sandbox, if it is alive.
     pub async fn machine(&self, sandbox: SandboxId) -> Result<Option<MachineInfo>, ClientError> {
         match self.call(Call::FindMachine { sandbox }).await?.0 {

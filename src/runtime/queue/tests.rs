@@ -12,7 +12,7 @@ fn at(second: i64) -> Timestamp {
 }
 
 fn running(end: i64) -> Stage {
-    Stage::Running { started_at: at(0), end_at: at(end) }
+    Stage::Running { started_at: at(0), end_at: at(end), pauses: false }
 }
 
 fn seconds(count: u64) -> Duration {
@@ -56,11 +56,57 @@ fn deadlines_beyond_time_are_the_last_time() {
     assert_eq!(FREE.decide(running(100), far, at(50)), Ok(Verdict::Deadline(Timestamp::MAX)));
 }
 
+#[test]
+fn a_deadline_pauses_where_that_is_wanted() {
+    let pausing = Stage::Running { started_at: at(0), end_at: at(100), pauses: true };
+    assert_eq!(FREE.decide(pausing, Request::Expire, at(99)), Ok(Verdict::Keep));
+    assert_eq!(FREE.decide(pausing, Request::Expire, at(100)), Ok(Verdict::Pause));
+    let zero = Request::SetTimeout(Duration::ZERO);
+    assert_eq!(FREE.decide(pausing, zero, at(50)), Ok(Verdict::Pause));
+    // It is there yet: whoever comes in time keeps it awake.
+    let connect = Request::Connect(seconds(9));
+    assert_eq!(FREE.decide(pausing, connect, at(101)), Ok(Verdict::Deadline(at(110))));
+}
+
+#[test]
+fn what_comes_in_the_middle_of_a_change_waits_or_is_refused() {
+    use Request::{Connect, Pause, Resume, Snapshot, Wake};
+    let decide = |stage, request| FREE.decide(stage, request, at(1));
+    let connect = Connect(seconds(9));
+    let resume = Resume(seconds(9));
+    assert_eq!(decide(Stage::Pausing, Pause), Ok(Verdict::Join));
+    for request in [connect, resume, Wake] {
+        assert_eq!(decide(Stage::Pausing, request), Ok(Verdict::Wait));
+        assert_eq!(decide(Stage::Paused, request), Ok(Verdict::Resume));
+        assert_eq!(decide(Stage::Resuming, request), Ok(Verdict::Wait));
+    }
+    assert_eq!(decide(Stage::Paused, Pause), Err(Refusal::Paused));
+    assert_eq!(decide(Stage::Resuming, Pause), Err(Refusal::Transitioning));
+    assert_eq!(decide(running(100), resume), Err(Refusal::Running));
+    for request in [Pause, Snapshot, resume, Request::SetTimeout(seconds(1))] {
+        assert_eq!(decide(Stage::Snapshotting, request), Err(Refusal::Transitioning));
+    }
+    assert_eq!(decide(Stage::Snapshotting, connect), Ok(Verdict::Wait));
+    for request in [Snapshot, Request::SetTimeout(seconds(1)), Request::Extend(seconds(1))] {
+        assert_eq!(decide(Stage::Paused, request), Err(Refusal::NotFound));
+        assert_eq!(decide(Stage::Pausing, request), Err(Refusal::Transitioning));
+    }
+    for stage in [Stage::Pausing, Stage::Paused, Stage::Resuming, Stage::Snapshotting] {
+        assert_eq!(decide(stage, Request::End), Ok(Verdict::TearDown));
+        assert_eq!(decide(stage, Request::Expire), Ok(Verdict::Keep));
+    }
+}
+
 fn any_request() -> impl Strategy<Value = Request> {
     prop_oneof![
         (0..9000_u64).prop_map(|count| Request::SetTimeout(seconds(count))),
         (0..9000_u64).prop_map(|count| Request::Extend(seconds(count))),
         (0..9000_u64).prop_map(|count| Request::Connect(seconds(count))),
+        (0..9000_u64).prop_map(|count| Request::Resume(seconds(count))),
+        (0..9000_u64).prop_map(|count| Request::Reboot(seconds(count))),
+        Just(Request::Wake),
+        Just(Request::Pause),
+        Just(Request::Snapshot),
         Just(Request::Expire),
         Just(Request::End),
     ]
@@ -70,31 +116,47 @@ proptest! {
     #[test]
     fn sequences_keep_the_rules(
         max_length in proptest::option::of(1..5000_u64),
-        ready_after in 0..4_usize,
-        steps in proptest::collection::vec((any_request(), 0..600_i64), 1..60),
+        pauses in proptest::bool::ANY,
+        steps in proptest::collection::vec((any_request(), 0..600_i64, 0..4_u8), 1..60),
     ) {
         let policy = Policy { max_length: max_length.map(seconds) };
         let mut stage = Stage::Creating;
         let (mut now, mut teardowns) = (0, 0);
-        for (index, (request, pause)) in steps.into_iter().enumerate() {
+        for (request, pause, luck) in steps {
             now += pause;
-            if index == ready_after && stage == Stage::Creating {
-                let end_at = policy.deadline(at(now), at(now), seconds(300));
-                stage = Stage::Running { started_at: at(now), end_at };
-            }
+            // What is under way comes to its end some time.
+            let run = Stage::Running {
+                started_at: at(now),
+                end_at: policy.deadline(at(now), at(now), seconds(300)),
+                pauses,
+            };
+            stage = match stage {
+                Stage::Creating | Stage::Resuming if luck == 0 => run,
+                Stage::Resuming | Stage::Pausing if luck == 1 => Stage::Paused,
+                other => other,
+            };
             let verdict = policy.decide(stage, request, at(now));
             match (stage, verdict) {
                 (Stage::Killing, Ok(verdict)) => prop_assert_eq!(verdict, Verdict::Keep),
-                (Stage::Creating, Ok(Verdict::Deadline(_))) => prop_assert!(false, "a deadline before the start"),
-                (Stage::Running { started_at, end_at }, Ok(Verdict::Deadline(moved))) => {
-                    prop_assert!(at(now) < end_at, "an ended one came back");
+                (Stage::Running { started_at, end_at, .. }, Ok(Verdict::Deadline(moved))) => {
+                    prop_assert!(pauses || at(now) < end_at, "an ended one came back");
                     if !matches!(request, Request::SetTimeout(_)) {
                         prop_assert!(moved > end_at);
                     }
                     if let Some(length) = max_length {
                         prop_assert!(moved <= later(started_at, seconds(length)));
                     }
-                    stage = Stage::Running { started_at, end_at: moved };
+                    stage = Stage::Running { started_at, end_at: moved, pauses };
+                }
+                (_, Ok(Verdict::Deadline(_))) => prop_assert!(false, "a deadline of what does not run"),
+                (Stage::Running { .. }, Ok(Verdict::Pause)) => {
+                    prop_assert!(pauses || request == Request::Pause);
+                    stage = Stage::Pausing;
+                }
+                (Stage::Running { .. }, Ok(Verdict::Snapshot)) => {}
+                (Stage::Paused, Ok(Verdict::Resume)) => stage = Stage::Resuming,
+                (_, Ok(Verdict::Pause | Verdict::Resume | Verdict::Snapshot)) => {
+                    prop_assert!(false, "{:?} in the middle of {:?}", verdict, stage);
                 }
                 (_, Ok(Verdict::TearDown)) => {
                     teardowns += 1;

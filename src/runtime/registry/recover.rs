@@ -6,7 +6,9 @@
 //! | Running | gone | the record is removed |
 //! | Running | cannot be asked for, three times | swept with its record |
 //! | Creating, Killing | found or not | ended with its record |
-//! | Paused | | kept as it is |
+//! | Paused | found | frozen, if it is not; or ended with its disk kept, if that is how it was paused |
+//! | Paused | gone, disk kept | paused without its memory |
+//! | Paused | gone, disk too | the record is removed |
 //! | none | found | swept |
 
 use std::{sync::Arc, time::Duration};
@@ -23,7 +25,8 @@ use crate::{
     runtime::{
         boot::{Active, Remains},
         control::{Control, Identity},
-        engine::Machine,
+        driver::{Frozen, Resting},
+        engine::{EngineError, Machine, MachineRecord},
         logs::LogRing,
     },
     sandbox::{SandboxRecord, SandboxState},
@@ -40,6 +43,8 @@ const BETWEEN_TRIES: Duration = Duration::from_millis(200);
 pub struct Recovered {
     /// Sandboxes that go on.
     pub adopted: Vec<SandboxId>,
+    /// Sandboxes that are paused.
+    pub paused: Vec<SandboxId>,
     /// Sandboxes whose machine was gone, that were half-made or half-killed, or not to be had.
     pub ended: Vec<SandboxId>,
     /// Machines without a record that were ended.
@@ -50,7 +55,7 @@ pub struct Recovered {
 enum Fate {
     Lives(SandboxRecord, Arc<dyn Machine>),
     Ends(SandboxRecord, Option<Arc<dyn Machine>>),
-    Stays(SandboxId),
+    Rests(Resting),
 }
 
 impl Registry {
@@ -77,7 +82,8 @@ impl Registry {
             fates.spawn(async move { registry.fate(record).await });
         }
         let mut recovered = Recovered::default();
-        let (mut keep, mut lives, mut ends) = (Vec::new(), Vec::new(), Vec::new());
+        let mut keep = Vec::new();
+        let (mut lives, mut rests, mut ends) = (Vec::new(), Vec::new(), Vec::new());
         while let Some(fate) = fates.join_next().await {
             match fate {
                 Ok(Fate::Lives(record, machine)) => {
@@ -89,7 +95,11 @@ impl Registry {
                     recovered.ended.push(record.id);
                     ends.push((record, machine));
                 }
-                Ok(Fate::Stays(id)) => keep.push(id),
+                Ok(Fate::Rests(resting)) => {
+                    keep.push(resting.record.id);
+                    recovered.paused.push(resting.record.id);
+                    rests.push(resting);
+                }
                 // A task that panicked: its record is read again at the next start.
                 Err(error) => tracing::error!(%error, "a record was not recovered"),
             }
@@ -98,10 +108,17 @@ impl Registry {
         recovered.swept.retain(|id| !recovered.ended.contains(id));
         for (record, machine) in ends {
             let driver = self.inner.driver(&record);
-            driver.view.send_replace(super::View::Killing { stopped: false });
             self.inner.tasks.spawn(driver.finish(Remains { record, machine }));
         }
         let mut ready = JoinSet::new();
+        for resting in rests {
+            let driver = self.inner.driver(&resting.record);
+            let (shown, is_shown) = oneshot::channel();
+            self.inner.tasks.spawn(driver.take_over_paused(resting, shown));
+            ready.spawn(async move {
+                let _ = is_shown.await;
+            });
+        }
         for (record, machine) in lives {
             ready.spawn(self.take_up(record, machine));
         }
@@ -110,11 +127,26 @@ impl Registry {
     }
 
     async fn fate(&self, record: SandboxRecord) -> Fate {
-        let id = record.id;
         if record.state == SandboxState::Paused {
-            return Fate::Stays(id);
+            return self.fate_of_paused(record).await;
         }
+        let id = record.id;
         let Some(found) = &record.machine else { return Fate::Ends(record, None) };
+        match self.adopt(id, found).await {
+            Ok(Some(machine)) if record.state == SandboxState::Running => Fate::Lives(record, machine),
+            Ok(machine) => Fate::Ends(record, machine),
+            Err(error) => {
+                tracing::error!(sandbox.id = %id, %error, "sandbox {id} was not adopted and is ended");
+                Fate::Ends(record, None)
+            }
+        }
+    }
+
+    async fn adopt(
+        &self,
+        id: SandboxId,
+        found: &MachineRecord,
+    ) -> Result<Option<Arc<dyn Machine>>, EngineError> {
         let mut adopted = self.inner.world.engine.adopt(id, found).await;
         for _ in 1..ADOPTION_TRIES {
             let Err(error) = &adopted else { break };
@@ -122,12 +154,49 @@ impl Registry {
             sleep(BETWEEN_TRIES).await;
             adopted = self.inner.world.engine.adopt(id, found).await;
         }
-        match adopted {
-            Ok(Some(machine)) if record.state == SandboxState::Running => Fate::Lives(record, machine),
-            Ok(machine) => Fate::Ends(record, machine),
-            Err(error) => {
-                tracing::error!(sandbox.id = %id, %error, "sandbox {id} was not adopted and is ended");
+        adopted
+    }
+
+    /// What a paused sandbox has kept: nothing of it is given up while that is not certain.
+    async fn fate_of_paused(&self, mut record: SandboxRecord) -> Fate {
+        let (world, id) = (&self.inner.world, record.id);
+        let rests = |record, memory| {
+            Fate::Rests(Resting { record, memory, logs: Arc::default(), samples: Arc::default() })
+        };
+        if let Some(found) = &record.machine {
+            match self.adopt(id, found).await {
+                Ok(Some(machine)) => {
+                    // The pause, or a resume, was cut short: it stands still again.
+                    if let Err(error) = machine.freeze().await {
+                        tracing::error!(sandbox.id = %id, %error, "paused sandbox {id} was not frozen");
+                    }
+                    return rests(record, Some(Frozen { machine, control: None }));
+                }
+                Ok(None) => {}
+                Err(error) => {
+                    tracing::error!(sandbox.id = %id, %error, "paused sandbox {id} was not adopted");
+                    return rests(record, None);
+                }
+            }
+        } else if let Ok(Some(machine)) = world.engine.find(id).await {
+            // A resume from its disk was cut short.
+            if let Err(error) = machine.shelve().await {
+                tracing::error!(sandbox.id = %id, %error, "a half-resumed machine of {id} was not ended");
+            }
+        }
+        match world.engine.kept().await {
+            Ok(kept) if !kept.contains(&id) => {
+                tracing::error!(sandbox.id = %id, "nothing is left of paused sandbox {id}");
                 Fate::Ends(record, None)
+            }
+            _ => {
+                if record.machine.take().is_some() {
+                    tracing::warn!(sandbox.id = %id, "paused sandbox {id} has lost its memory");
+                    if let Err(error) = world.store.put_sandbox(record.clone()).await {
+                        tracing::error!(sandbox.id = %id, %error, "a lost memory was not recorded");
+                    }
+                }
+                rests(record, None)
             }
         }
     }
@@ -152,7 +221,7 @@ impl Registry {
                 tracing::warn!(sandbox.id = %id, "the guest of sandbox {id} does not answer yet");
                 Control::attach_later(machine.link(), identity(), Arc::clone(&logs))
             };
-            driver.resume(Active { record, machine, control, logs, samples: Arc::default() }, ready).await;
+            driver.take_over(Active { record, machine, control, logs, samples: Arc::default() }, ready).await;
         });
         async move {
             let _ = is_ready.await;

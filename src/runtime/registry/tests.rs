@@ -18,6 +18,7 @@ use crate::{
 
 mod crash;
 mod life;
+mod rest;
 
 const LONG: Duration = Duration::from_secs(20);
 
@@ -80,6 +81,7 @@ impl Stage {
     async fn assert_empty(&self, registry: &Registry) {
         eventually(|| registry.is_empty()).await;
         assert_eq!(self.engine.live(), []);
+        assert_eq!(self.engine.disks(), []);
         assert_eq!(self.records().await, []);
     }
 }

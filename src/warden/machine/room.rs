@@ -29,14 +29,25 @@ pub(in crate::warden) fn open(parent: BorrowedFd<'_>, name: &str) -> io::Result<
     Ok(rustix::fs::openat2(parent, name, flags, Mode::empty(), resolve)?)
 }
 
-/// Makes a machine's directory with a pair of layer directories for each mount, or takes the one
-/// that was kept for it. Anything else of that name is rubbish.
+/// The directory that was kept for a sandbox, if there is one.
+pub(in crate::warden) fn kept(
+    machines: BorrowedFd<'_>,
+    name: &str,
+    mounts: usize,
+) -> io::Result<Option<OwnedFd>> {
+    let room = match open(machines, name) {
+        Ok(room) => room,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let whole = record::is_kept(room.as_fd()) && open(room.as_fd(), &layer("upper", mounts - 1)).is_ok();
+    Ok(whole.then_some(room))
+}
+
+/// Makes a machine's directory with a pair of layer directories for each mount. Whatever has that
+/// name already is rubbish.
 pub(in crate::warden) fn make(machines: BorrowedFd<'_>, name: &str, mounts: usize) -> io::Result<OwnedFd> {
-    if let Ok(room) = open(machines, name) {
-        if record::is_kept(room.as_fd()) && open(room.as_fd(), &layer("upper", mounts - 1)).is_ok() {
-            return Ok(room);
-        }
-        drop(room);
+    if open(machines, name).is_ok() {
         retire(machines, name, 0)?;
     }
     rustix::fs::mkdirat(machines, name, Mode::from_raw_mode(0o700))?;

@@ -10,7 +10,7 @@ use crate::{
     id::{BuildId, SandboxId},
     warden::{
         base, image,
-        machine::{Machine, Phase},
+        machine::{Machine, Phase, room},
         probe,
     },
     wire::warden::{Call, Cause, FromWarden, MachineInfo, Reply},
@@ -31,6 +31,7 @@ impl Warden<'_> {
             Call::Stats { sandbox } => self.stats(seq, sandbox),
             Call::PortSocket { sandbox, v6 } => self.port_socket(seq, sandbox, v6),
             Call::ListMachines { after } => self.list(seq, after),
+            Call::ListKept { after } => self.list_kept(seq, after),
             Call::FindMachine { sandbox } => {
                 let found = self.machines.get(&sandbox).filter(|machine| machine.is_live());
                 let machines = found.map(Machine::info).into_iter().collect();
@@ -61,6 +62,23 @@ impl Warden<'_> {
             .map(|(_, machine)| machine.info())
             .collect();
         self.answer(seq, Reply::Machines { machines });
+    }
+
+    fn list_kept(&mut self, seq: u64, after: Option<SandboxId>) {
+        let machines = self.prepared.machines.as_fd();
+        let names = match room::names(machines) {
+            Ok(names) => names,
+            Err(error) => return self.refuse(seq, format!("list the kept layers: {error}"), Cause::Host),
+        };
+        let mut sandboxes: Vec<SandboxId> = names
+            .iter()
+            .filter_map(|name| name.parse().ok())
+            .filter(|sandbox| after.is_none_or(|after| *sandbox > after))
+            .filter(|sandbox| !self.machines.contains_key(sandbox) && self.is_kept(sandbox.as_str()))
+            .collect();
+        sandboxes.sort_unstable();
+        sandboxes.truncate(PAGE);
+        self.answer(seq, Reply::Kept { sandboxes });
     }
 
     fn port_socket(&mut self, seq: u64, sandbox: SandboxId, v6: bool) {

@@ -109,7 +109,8 @@ impl Warden<'_> {
             .and_then(|launching| self.watch_launch(spec.sandbox, launching));
         match begun {
             Ok((launching, token)) => {
-                let starting = Starting { create: seq, launching, token, stops: Vec::new() };
+                let keep_disk = spec.kept_disk;
+                let starting = Starting { create: seq, launching, token, stops: Vec::new(), keep_disk };
                 self.machines.insert(spec.sandbox, Machine::new(record, Phase::Starting(starting)));
                 Ok(())
             }
@@ -136,8 +137,7 @@ impl Warden<'_> {
         slot: &Slot,
     ) -> Result<Launching, Refusal> {
         let name = record.name();
-        let room = room::make(self.prepared.machines.as_fd(), name, layers.mounts.len())
-            .map_err(|error| Refusal::host("make the machine's directory", &error))?;
+        let room = self.room(name, layers.mounts.len(), spec.kept_disk)?;
         let handles = self
             .cgroups
             .make(name, &Limits::from(&spec.resources))
@@ -145,6 +145,21 @@ impl Warden<'_> {
         let listener =
             self.listen(&record.socket()).map_err(|error| Refusal::host("make the link's socket", &error))?;
         self.launch(spec, slot, layers, &Parts { room, handles, listener })
+    }
+
+    /// The directory with the layers that the machine writes to.
+    fn room(&self, name: &str, mounts: usize, kept: bool) -> Result<OwnedFd, Refusal> {
+        let machines = self.prepared.machines.as_fd();
+        if kept {
+            let room = room::kept(machines, name, mounts)
+                .map_err(|error| Refusal::host("open the kept layer", &error))?;
+            return room.ok_or_else(|| Refusal {
+                cause: Cause::NoDisk,
+                reason: "no writable layer of it was kept".to_owned(),
+            });
+        }
+        room::make(machines, name, mounts)
+            .map_err(|error| Refusal::host("make the machine's directory", &error))
     }
 
     fn launch(
@@ -219,7 +234,7 @@ impl Warden<'_> {
         let ending = Phase::Ending(Ending { exited: true, ..Ending::default() });
         let Phase::Starting(starting) = std::mem::replace(&mut machine.phase, ending) else { return };
         self.watch.forget(starting.token, starting.launching.as_fd());
-        let Starting { create, launching, stops, .. } = starting;
+        let Starting { create, launching, stops, keep_disk, .. } = starting;
         let outcome = launching.finish().map_err(|error| (error.to_string(), None)).and_then(|launched| {
             self.settle_in(sandbox, launched).map_err(|(e, p)| (e.to_string(), Some(p)))
         });
@@ -237,7 +252,7 @@ impl Warden<'_> {
                 let why = ("it was ended while it was made".to_owned(), Cause::Host);
                 self.end(
                     sandbox,
-                    Ending { stops, create: Some((create, why.0, why.1)), ..Ending::default() },
+                    Ending { stops, create: Some((create, why.0, why.1)), keep_disk, ..Ending::default() },
                 );
             }
             Err((reason, process)) => {
@@ -247,8 +262,8 @@ impl Warden<'_> {
                     machine.process = Some(process);
                 }
                 let create = Some((create, reason, Cause::Host));
-                let unborn = stops.is_empty();
-                self.end(sandbox, Ending { stops, create, unborn, exited, ..Ending::default() });
+                let unborn = stops.is_empty() || keep_disk;
+                self.end(sandbox, Ending { stops, create, keep_disk, unborn, exited, ..Ending::default() });
             }
         }
     }

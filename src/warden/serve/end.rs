@@ -31,6 +31,7 @@ impl Warden<'_> {
         match &mut machine.phase {
             // Its stager is ended here; `launched` comes with the end of its pipe.
             Phase::Starting(starting) => {
+                starting.keep_disk &= keep_disk;
                 starting.stops.extend(seq);
                 if starting.stops.is_empty() {
                     starting.stops.push(0);
@@ -60,7 +61,13 @@ impl Warden<'_> {
         }
         match &mut machine.phase {
             Phase::Ending(ending) => ending.exited = true,
-            _ => self.end(sandbox, Ending { notify: true, exited: true, ..Ending::default() }),
+            // Nobody asked for its end: whoever knows the sandbox decides about its disk.
+            _ => {
+                self.end(
+                    sandbox,
+                    Ending { notify: true, exited: true, keep_disk: true, ..Ending::default() },
+                );
+            }
         }
         self.finish_ending(sandbox);
     }
@@ -134,7 +141,7 @@ impl Warden<'_> {
         }
     }
 
-    fn is_kept(&self, name: &str) -> bool {
+    pub(super) fn is_kept(&self, name: &str) -> bool {
         room::open(self.prepared.machines.as_fd(), name).is_ok_and(|room| record::is_kept(room.as_fd()))
     }
 

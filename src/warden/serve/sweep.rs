@@ -49,8 +49,12 @@ impl Warden<'_> {
             return Some(Found::Kept);
         }
         let record = record::read(room.as_fd()).filter(|record| record.sandbox == sandbox)?;
-        let process = record::find(&record, &self.boot_id, &self.cgroups, self.instance)?;
-        Some(Found::Live(record, process))
+        if let Some(process) = record::find(&record, &self.boot_id, &self.cgroups, self.instance) {
+            return Some(Found::Live(record, process));
+        }
+        // It ended while nobody looked, perhaps with the host: its disk is for its sandbox to decide on.
+        record::keep(room.as_fd()).ok()?;
+        Some(Found::Kept)
     }
 
     fn adopt(&mut self, record: Record, process: std::os::fd::OwnedFd) -> io::Result<()> {

@@ -1,0 +1,110 @@
+//! What a driver is told, and in which order: what was put off comes before what is new.
+
+use std::collections::VecDeque;
+
+use tokio::sync::{mpsc, oneshot};
+
+use super::EndCause;
+use crate::{
+    id::{BuildId, SandboxId},
+    runtime::{
+        queue::Request,
+        registry::{Connected, LifeError},
+    },
+    sandbox::SandboxRecord,
+};
+
+/// Commands that wait for one driver.
+const QUEUE: usize = 32;
+/// Commands that wait for the end of a change; more are refused.
+const PUT_OFF: usize = 256;
+
+/// Who waits for a pause.
+pub(super) type PauseReply = oneshot::Sender<Result<(), LifeError>>;
+type Reply = oneshot::Sender<Result<(SandboxRecord, Connected), LifeError>>;
+
+/// What a driver is told.
+pub(in crate::runtime) enum Command {
+    /// A request that is answered with the record, and with how the sandbox was found.
+    Ask { request: Request, reply: Reply },
+    /// Pause it.
+    Pause { manner: Manner, reply: PauseReply },
+    /// Make this image of it.
+    #[expect(dead_code, reason = "what makes images of sandboxes comes next")]
+    Seal { build: BuildId, reply: oneshot::Sender<Result<SandboxRecord, LifeError>> },
+    /// The reaper: look at your deadline.
+    Expired,
+    /// End it.
+    End(EndCause),
+}
+
+/// How a sandbox is to be paused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::runtime) struct Manner {
+    /// Its processes shall go on afterwards; else only its disk is kept.
+    pub(in crate::runtime) memory: bool,
+    /// Only if its guest answers.
+    pub(in crate::runtime) healthy: bool,
+}
+
+/// The commands of one driver.
+pub(in crate::runtime) struct Inbox {
+    fresh: mpsc::Receiver<Command>,
+    put_off: VecDeque<Command>,
+}
+
+// === impl Command ===
+
+impl Command {
+    /// What the policy is asked.
+    pub(in crate::runtime) fn request(&self) -> Request {
+        match self {
+            Self::Ask { request, .. } => *request,
+            Self::Pause { .. } => Request::Pause,
+            Self::Seal { .. } => Request::Snapshot,
+            Self::Expired => Request::Expire,
+            Self::End(_) => Request::End,
+        }
+    }
+
+    /// Answers with an error. What nobody waits for is dropped.
+    pub(super) fn refuse(self, error: LifeError) {
+        match self {
+            Self::Ask { reply, .. } => drop(reply.send(Err(error))),
+            Self::Pause { reply, .. } => drop(reply.send(Err(error))),
+            Self::Seal { reply, .. } => drop(reply.send(Err(error))),
+            Self::Expired | Self::End(_) => {}
+        }
+    }
+}
+
+// === impl Inbox ===
+
+impl Inbox {
+    /// A queue, and the way into it.
+    pub(in crate::runtime) fn new() -> (mpsc::Sender<Command>, Self) {
+        let (sender, fresh) = mpsc::channel(QUEUE);
+        (sender, Self { fresh, put_off: VecDeque::new() })
+    }
+
+    /// The next command. None: the registry is gone, and nothing waits.
+    pub(super) async fn next(&mut self) -> Option<Command> {
+        match self.put_off.pop_front() {
+            Some(command) => Some(command),
+            None => self.fresh.recv().await,
+        }
+    }
+
+    /// The next command that was not put off.
+    pub(super) async fn fresh(&mut self) -> Option<Command> {
+        self.fresh.recv().await
+    }
+
+    /// Keeps a command for later.
+    pub(super) fn put_off(&mut self, command: Command, id: SandboxId) {
+        if self.put_off.len() >= PUT_OFF {
+            return command.refuse(LifeError::Transitioning(id));
+        }
+        self.put_off.push_back(command);
+    }
+}

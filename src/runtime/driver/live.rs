@@ -1,0 +1,93 @@
+//! The part of a life in which the sandbox serves.
+
+use super::{Driver, EndCause, Next};
+use crate::{
+    runtime::{
+        boot::{Active, Remains},
+        driver::inbox::{Command, Manner},
+        queue::{Stage, Verdict},
+        registry::{Connected, LifeError},
+    },
+    sandbox::{OnTimeout, SandboxRecord},
+};
+
+impl Driver {
+    /// Until it is to end, rests, or is let go of.
+    pub(super) async fn live(&mut self, mut active: Active) -> Next {
+        loop {
+            if let Some(cause) = self.ending.take() {
+                return Next::end(active, cause);
+            }
+            let command = tokio::select! {
+                () = active.machine.exited() => return Next::end(active, EndCause::Exited),
+                () = self.world.closing.cancelled() => return Next::LetGo,
+                command = self.commands.next() => command,
+            };
+            // The registry was dropped: the sandbox stays for the next one.
+            let Some(command) = command else { return Next::LetGo };
+            match (self.decide(stage(&active.record), command.request()), command) {
+                (Err(refusal), command) => command.refuse(refusal.error(self.id)),
+                (Ok(Verdict::TearDown), command) => {
+                    self.vanish();
+                    let cause = match command {
+                        Command::End(cause) => cause,
+                        Command::Ask { reply, .. } => {
+                            let _ = reply.send(Ok((active.record.clone(), Connected::Running)));
+                            EndCause::Expired
+                        }
+                        _ => EndCause::Expired,
+                    };
+                    return Next::end(active, cause);
+                }
+                (Ok(Verdict::Pause), command) => {
+                    let memory = active.record.spec.lifecycle.auto_pause_memory;
+                    let manner = match command {
+                        Command::Pause { manner, reply } => {
+                            self.pausers.push(reply);
+                            manner
+                        }
+                        Command::Ask { reply, .. } => {
+                            let _ = reply.send(Ok((active.record.clone(), Connected::Running)));
+                            Manner { memory, healthy: false }
+                        }
+                        _ => Manner { memory, healthy: false },
+                    };
+                    match self.pause(active, manner).await {
+                        Next::Live(back) => active = back,
+                        next => return next,
+                    }
+                }
+                (Ok(Verdict::Deadline(end_at)), Command::Ask { reply, .. }) => {
+                    let moved = SandboxRecord { end_at, ..active.record.clone() };
+                    let stored = self.world.store.put_sandbox(moved.clone()).await;
+                    if stored.is_ok() {
+                        active.record = moved;
+                        self.show(&active);
+                        self.world.reaper.set(self.id, end_at);
+                    }
+                    let answer = stored.map(|()| (active.record.clone(), Connected::Running));
+                    let _ = reply.send(answer.map_err(LifeError::from));
+                }
+                (Ok(_), Command::Ask { reply, .. }) => {
+                    let _ = reply.send(Ok((active.record.clone(), Connected::Running)));
+                }
+                (Ok(_), Command::Expired) => self.world.reaper.set(self.id, active.record.end_at),
+                (Ok(_), command) => command.refuse(LifeError::Transitioning(self.id)),
+            }
+        }
+    }
+}
+
+/// Where a sandbox stands that serves.
+fn stage(record: &SandboxRecord) -> Stage {
+    let pauses = record.spec.lifecycle.on_timeout == OnTimeout::Pause;
+    Stage::Running { started_at: record.started_at, end_at: record.end_at, pauses }
+}
+
+// === impl Next ===
+
+impl Next {
+    pub(super) fn end(active: Active, cause: EndCause) -> Self {
+        Self::End(Remains { record: active.record, machine: Some(active.machine) }, cause)
+    }
+}
