@@ -12,6 +12,8 @@
 
 mod handles;
 mod recover;
+mod wake;
+mod words;
 
 use std::{
     fmt,
@@ -32,7 +34,11 @@ use tokio_util::{
 
 use self::handles::Handle;
 pub(super) use self::handles::Handles;
-pub use self::recover::Recovered;
+pub use self::{
+    recover::Recovered,
+    wake::{Knock, WAKE_BOUND},
+    words::{Connected, LifeError, NotRunning, Sandbox, Target},
+};
 use super::{
     driver::{Command, Driver, EndCause, Inbox, Live, Manner, Rest, View},
     logs::LogRing,
@@ -51,18 +57,13 @@ pub use super::{
 use crate::{
     clock::Clock,
     id::{Entropy, SandboxId, TeamId},
-    runtime::{
-        engine::{Engine, EngineError},
-        link::GuestLink,
-    },
-    sandbox::{ENVD_PORT, SandboxRecord, SandboxSpec, SandboxState},
-    store::{Store, StoreError},
+    runtime::engine::Engine,
+    sandbox::{SandboxRecord, SandboxSpec, SandboxState},
+    store::Store,
 };
 
 /// How long a kill is waited for: its answer comes when no process is left, or after this.
 pub const KILL_BOUND: Duration = Duration::from_secs(5);
-/// How long traffic waits for a paused sandbox (contract/sandbox 7).
-pub const WAKE_BOUND: Duration = Duration::from_mins(1);
 /// How long a shutdown takes at most.
 pub const SHUTDOWN_BOUND: Duration = Duration::from_secs(10);
 
@@ -78,111 +79,6 @@ struct Inner {
     tasks: TaskTracker,
     refusing: CancellationToken,
     _reaper: DropGuard,
-}
-
-/// A sandbox as answers need it.
-#[derive(Debug, Clone)]
-pub struct Sandbox {
-    /// Its record.
-    pub record: SandboxRecord,
-    /// What envd wants in `X-Access-Token`; none when the sandbox is not secured.
-    pub envd_access_token: Option<String>,
-    /// What user ports want; none when traffic is public.
-    pub traffic_access_token: Option<String>,
-}
-
-/// What the proxy needs of a running sandbox; taken from memory, nothing is locked while it is held.
-#[derive(Debug, Clone)]
-pub struct Target {
-    /// The sandbox.
-    pub id: SandboxId,
-    /// The run generation: pooled connections carry it.
-    pub generation: u64,
-    /// The way in.
-    pub link: Arc<dyn GuestLink>,
-    /// What user ports want in `e2b-traffic-access-token`; none when traffic is public.
-    pub traffic_access_token: Option<Arc<str>>,
-    /// The `Host` that user ports see, with `${PORT}` still in it.
-    pub mask_request_host: Option<Arc<str>>,
-    /// Resolves when this run ends (kill, pause, exit): open streams must be cut then.
-    pub ended: CancellationToken,
-}
-
-/// Why the proxy gets no target.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum NotRunning {
-    /// Unknown, killed, or paused and not to be woken.
-    NotFound,
-    /// On its way from one state to another.
-    Transitioning,
-    /// Paused, or on the way there or back: [`Registry::wake`] knows more.
-    Resting,
-    /// Paused, and to be woken only with other credentials.
-    Denied,
-    /// It may be woken, but the host has no room for it now.
-    Full,
-}
-
-/// What a request shows that may wake a paused sandbox (contract/sandbox 7).
-#[derive(Debug, Clone, Default)]
-pub struct Knock {
-    /// The port it is for.
-    pub port: u16,
-    /// `X-Access-Token`.
-    pub access_token: Option<String>,
-    /// `e2b-traffic-access-token`.
-    pub traffic_token: Option<String>,
-}
-
-/// How a connect found the sandbox.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Connected {
-    /// It was running: 200.
-    Running,
-    /// It was resumed: 201.
-    Resumed,
-}
-
-/// Why a sandbox did not do what it was asked to. Knows nothing of HTTP.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum LifeError {
-    /// Unknown, foreign or killed.
-    #[error("sandbox {0} does not exist")]
-    NotFound(SandboxId),
-    /// On its way from one state to another.
-    #[error("sandbox {0} is changing its state")]
-    Transitioning(SandboxId),
-    /// This run has lasted its maximum.
-    #[error("max instance length exceeded")]
-    MaxLength,
-    /// It is paused already.
-    #[error("sandbox {0} is paused already")]
-    Paused(SandboxId),
-    /// It runs already.
-    #[error("sandbox {0} is running already")]
-    Running(SandboxId),
-    /// A pause was wanted only if its guest answers, and it does not; it runs on.
-    #[error("the guest of the sandbox does not answer")]
-    Unresponsive,
-    /// It was not paused, and runs on.
-    #[error("the sandbox was not paused: {0}")]
-    Pause(String),
-    /// The engine did not do it.
-    #[error(transparent)]
-    Engine(#[from] EngineError),
-    /// The store did not do it.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// The guest did not become ready, or does not answer.
-    #[error("the guest does not answer as it should: {0}")]
-    Guest(String),
-    /// The guest of a paused sandbox does not answer any more; it is still paused.
-    #[error("the guest of the paused sandbox does not answer: {0}")]
-    Unresumable(String),
-    /// The server is shutting down.
-    #[error("the server is shutting down")]
-    ShuttingDown,
 }
 
 // === impl Registry ===
@@ -337,52 +233,6 @@ impl Registry {
         let command = Command::Pause { manner: Manner { memory, healthy }, reply };
         self.tell(&handle, id, command).await?;
         answer.await.map_err(|_| self.missing(id))?
-    }
-
-    /// Finds a sandbox for traffic, and wakes a paused one whose owner wants that and that kept its
-    /// memory, if the request shows what it must. Waits for a change that is under way.
-    pub async fn wake(&self, id: SandboxId, knock: Knock) -> Result<Target, NotRunning> {
-        timeout(WAKE_BOUND, self.woken(id, &knock)).await.unwrap_or(Err(NotRunning::Transitioning))
-    }
-
-    async fn woken(&self, id: SandboxId, knock: &Knock) -> Result<Target, NotRunning> {
-        let mut handle = self.inner.handles.any(id).ok_or(NotRunning::NotFound)?;
-        loop {
-            let view = handle.view.borrow_and_update().clone();
-            let rest = match view {
-                View::Running(live) => return Ok(live.target.clone()),
-                View::Resting(rest) => rest,
-                View::Creating | View::LetGo => return Err(NotRunning::Transitioning),
-                View::Killing { .. } | View::Gone => return Err(NotRunning::NotFound),
-            };
-            if rest.stage != queue::Stage::Resuming {
-                self.may_wake(&rest, knock)?;
-            }
-            if rest.stage == queue::Stage::Paused {
-                match self.send(&handle, id, Request::Wake).await {
-                    Ok(_) | Err(LifeError::Transitioning(_)) => continue,
-                    Err(LifeError::NotFound(_)) => return Err(NotRunning::NotFound),
-                    Err(LifeError::Engine(EngineError::Capacity(_))) => return Err(NotRunning::Full),
-                    Err(_) => return Err(NotRunning::Transitioning),
-                }
-            }
-            handle.view.changed().await.map_err(|_| NotRunning::NotFound)?;
-        }
-    }
-
-    fn may_wake(&self, rest: &Rest, knock: &Knock) -> Result<(), NotRunning> {
-        let wakes = rest.record.spec.lifecycle.auto_resume && rest.record.machine.is_some();
-        if !wakes {
-            return Err(NotRunning::NotFound);
-        }
-        let sandbox = self.view(rest.record.clone());
-        let (wanted, shown) = if knock.port == ENVD_PORT {
-            (sandbox.envd_access_token, &knock.access_token)
-        } else {
-            (sandbox.traffic_access_token, &knock.traffic_token)
-        };
-        let fits = wanted.is_none_or(|wanted| shown.as_ref().is_some_and(|shown| same(&wanted, shown)));
-        if fits { Ok(()) } else { Err(NotRunning::Denied) }
     }
 
     /// The last lines of the guest's log, oldest first.

@@ -3,6 +3,7 @@
 use async_trait::async_trait;
 
 use super::*;
+use crate::runtime::engine::EngineError;
 
 /// Fails, or never goes on, at one phase.
 struct At {

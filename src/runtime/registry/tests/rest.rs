@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 
 use super::*;
-use crate::sandbox::OnTimeout;
+use crate::sandbox::{ENVD_PORT, OnTimeout};
 
 const FULL: bool = true;
 const DISK_ONLY: bool = false;
