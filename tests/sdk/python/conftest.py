@@ -66,6 +66,14 @@ def place(box, request):
     return path
 
 
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory):
+    """The file with the authority that signs the shared server's certificate."""
+    command = [os.environ["FIRKIN_BIN"], "ca", "env", "--data-dir", os.environ["FIRKIN_TEST_DATA_DIR"]]
+    lines = subprocess.check_output([*command, "--dir", tmp_path_factory.mktemp("ca")], text=True)
+    return dict(re.findall(r"export (\w+)=(\S+)", lines))["NODE_EXTRA_CA_CERTS"]
+
+
 @dataclasses.dataclass
 class Server:
     """A `firkin serve` of one test's own, which can be killed and started again."""
