@@ -6,6 +6,7 @@ all    both
 soak   the long runs, one after the other
 """
 
+import concurrent.futures
 import contextlib
 import os
 import pathlib
@@ -23,6 +24,8 @@ ENV = ROOT / "target" / "test-env"
 PYTHON = ENV / "venv" / "bin" / "python"
 NODE = ENV / "node-bin"
 FIRKIN = ROOT / "target" / f"{platform.machine()}-unknown-linux-gnu" / "release" / "firkin"
+METHODS = pathlib.Path("tests") / "sdk" / "python" / "methods"
+RUN_SECONDS = 300
 START_SECONDS = 180
 STOP_SECONDS = 60
 
@@ -117,13 +120,55 @@ class Server:
         shutil.rmtree(self.data, ignore_errors=True)
 
 
+def pytest_command(python, *extra):
+    return [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-rfEs", *extra]
+
+
 def pytest(counts, environment, *extra):
     code, output = stream(
-        [PYTHON, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-rfEs", "tests/sdk/python", *extra], environment
+        pytest_command(PYTHON, "tests/sdk/python", f"--ignore={METHODS}", *extra), environment
     )
+    count_pytest(counts, code, output)
+
+
+def count_pytest(counts, code, output):
     found = {name: int(number) for number, name in re.findall(r"(\d+) (passed|failed|errors?|skipped)", output)}
     failed = found.get("failed", 0) + found.get("error", 0) + found.get("errors", 0)
     counts.add(found.get("passed", 0), failed or int(code not in (0, 5)), found.get("skipped", 0))
+
+
+def by_name(environment, place):
+    """The environment of somebody who was given a domain: names and TLS in the place of the two URLs."""
+    printed = subprocess.check_output(
+        [FIRKIN, "ca", "env", "--data-dir", environment["FIRKIN_TEST_DATA_DIR"], "--dir", place], text=True
+    )
+    named = {name: value for name, value in environment.items() if name not in ("E2B_API_URL", "E2B_SANDBOX_URL")}
+    return named | {"E2B_DOMAIN": environment["FIRKIN_TEST_DOMAIN"]} | dict(re.findall(r"export (\w+)=(\S+)", printed))
+
+
+def every_method(counts, environment):
+    """Every method of several versions of the SDK, by headers and by names. The runs share the server."""
+    with tempfile.TemporaryDirectory() as place:
+        named = by_name(environment, place)
+        runs = []
+        for name in ("venv", "venv-2.45", "venv-2.30"):
+            command = pytest_command(ENV / name / "bin" / "python", "--tb=short", METHODS)
+            runs += [(f"{name}, by headers", command, environment), (f"{name}, by names", command, named)]
+        command = pytest_command(PYTHON, "--tb=short", METHODS)
+        runs.append(("venv, by names over HTTP/1.1", command, named | {"E2B_HTTP_VERSION": "1.1"}))
+
+        def run(job):
+            label, command, environment = job
+            done = subprocess.run(
+                command, cwd=ROOT, env=environment, text=True, errors="replace", timeout=RUN_SECONDS,
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
+            )
+            return label, done.returncode, done.stdout
+
+        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+            for label, code, output in pool.map(run, runs):
+                print(f"\nevery method: {label}\n{output}", end="", flush=True)
+                count_pytest(counts, code, output)
 
 
 def node_tests(counts, environment):
@@ -167,6 +212,7 @@ def sdk(counts):
     with server() as environment:
         examples(counts, environment)
         pytest(counts, environment, "-m", "not soak")
+        every_method(counts, environment)
         node_tests(counts, environment)
 
 

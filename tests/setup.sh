@@ -34,14 +34,21 @@ stamp() { # stamp NAME FILE...: true when NAME was made from these very files
 }
 stamped() { mv "$env_dir/$1.stamp.new" "$env_dir/$1.stamp"; }
 
-if ! stamp venv tests/sdk/python/requirements.txt; then
-    echo "setup: Python environment"
-    /usr/bin/python3 -m venv --clear "$env_dir/venv"
-    "$env_dir/venv/bin/pip" install -q --disable-pip-version-check -r tests/sdk/python/requirements.txt
-    stamped venv
-fi
+python_environment() { # python_environment NAME REQUIREMENTS
+    stamp "$1" "$2" && return
+    echo "setup: Python environment $1"
+    /usr/bin/python3 -m venv --clear "$env_dir/$1"
+    "$env_dir/$1/bin/pip" install -q --disable-pip-version-check -r "$2"
+    stamped "$1"
+}
+python_environment venv tests/sdk/python/requirements.txt
 
 [ "${1:-all}" = tools ] && exit 0
+
+# The older SDKs: the newest one's files in tests/sdk/python/methods/ run under each of them.
+for version in 2.45 2.30; do
+    python_environment "venv-$version" "tests/sdk/python/requirements-$version.txt"
+done
 
 node_fits() {
     "$1" -e 'const [a, b] = process.versions.node.split(".").map(Number); process.exit(a > 20 || (a === 20 && b >= 18) ? 0 : 1)' \
