@@ -1,5 +1,6 @@
 //! The command line: one file a command. Commands that change a running server talk to its admin
-//! socket; only `serve`, `doctor` and `template import` do work of their own.
+//! socket, `sandbox` to its HTTP API; only `serve`, `doctor` and `template import` do work of their
+//! own.
 
 mod admin;
 mod ca;
@@ -7,6 +8,7 @@ mod doctor;
 mod embedded;
 mod key;
 mod openapi;
+mod sandbox;
 mod serve;
 mod team;
 mod template;
@@ -55,6 +57,8 @@ enum Command {
     /// API keys of the running server
     #[command(subcommand)]
     Key(key::KeyCommand),
+    /// Sandboxes of a running server, here or elsewhere
+    Sandbox(sandbox::SandboxArgs),
     /// Teams of the running server
     #[command(subcommand)]
     Team(team::TeamCommand),
@@ -91,6 +95,7 @@ impl Cli {
         match self.command {
             Command::Serve(args) => serve::run(&args, &load(&settings, args.flags())?),
             Command::Key(command) => key::run(command, &load(&settings, [])?),
+            Command::Sandbox(args) => sandbox::run(args, || load(&settings, [])),
             Command::Team(command) => team::run(command, &load(&settings, [])?),
             Command::Template(command) => template::run(command, &load(&settings, [])?),
             Command::Ca(command) => ca::run(command, &load(&settings, [])?),

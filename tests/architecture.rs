@@ -111,7 +111,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("clap", &["cli"]),
     ("objc2_virtualization", &["vz"]),
     ("seccompiler", &["warden"]),
-    ("rustls", &["proxy", "app"]),
+    ("rustls", &["proxy", "app", "cli"]),
     ("rcgen", &["app"]),
     ("tower", &["proxy", "routes", "guest", "app"]),
     ("anyhow", &["cli", "app"]),

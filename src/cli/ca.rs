@@ -21,7 +21,7 @@ use crate::{
 /// Where `ca env` puts its files: programs of every user must be able to read them.
 const SHARED_DIR: &str = "/etc/firkin/ca";
 /// Where systems keep all authorities they trust, as one PEM file.
-const BUNDLES: &[&str] = &[
+pub(super) const BUNDLES: &[&str] = &[
     "/etc/ssl/certs/ca-certificates.crt",
     "/etc/pki/tls/certs/ca-bundle.crt",
     "/etc/ssl/ca-bundle.pem",
