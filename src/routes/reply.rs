@@ -217,6 +217,11 @@ impl From<EngineError> for ApiError {
             )
             .code("sandbox_capacity_unavailable")
             .retry_after(1),
+            EngineError::DiskFull => Self::new(
+                StatusCode::INSUFFICIENT_STORAGE,
+                "This server's disk is full; free space or delete snapshots, then try again",
+            )
+            .never_retry(),
             error @ EngineError::Unsupported { .. } => {
                 Self::new(StatusCode::NOT_IMPLEMENTED, error.to_string())
             }

@@ -69,6 +69,17 @@ pub struct MachineStats {
     pub processes: u64,
 }
 
+/// An image, and what it lies on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ImageUse {
+    /// The image.
+    pub build: BuildId,
+    /// The image below it.
+    pub parent: Option<BuildId>,
+    /// Whether `seal` made it.
+    pub sealed: bool,
+}
+
 /// An ability that not every engine has, with the reason where it is missing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Ability {
@@ -109,6 +120,9 @@ pub enum EngineError {
     /// No room: ids, memory, descriptors.
     #[error("no capacity: {0}")]
     Capacity(String),
+    /// The host's disk is full; nothing was made.
+    #[error("the host's disk is full")]
+    DiskFull,
     /// No disk was kept for the sandbox.
     #[error("no disk of sandbox {0} was kept")]
     NoDisk(SandboxId),
@@ -150,6 +164,18 @@ pub trait Engine: Send + Sync + fmt::Debug {
 
     /// The sandboxes whose disk is kept while they have no machine.
     async fn kept(&self) -> Result<Vec<SandboxId>, EngineError>;
+
+    /// Makes image `build` of a sandbox's disk as it is now, on top of the image that it runs on.
+    /// Legal when its machine is frozen, or when it has none and its disk was kept. All or nothing;
+    /// one that is dropped may still leave its image, which `images` names.
+    async fn seal(&self, sandbox: SandboxId, build: BuildId) -> Result<(), EngineError>;
+
+    /// The images of this host.
+    async fn images(&self) -> Result<Vec<ImageUse>, EngineError>;
+
+    /// Removes an image; one that is not there is already removed. False: a machine, a kept disk or
+    /// another image uses it, and nothing was done.
+    async fn remove_image(&self, build: BuildId) -> Result<bool, EngineError>;
 
     /// Gives up the disk of a sandbox that has no machine. Idempotent.
     async fn discard(&self, sandbox: SandboxId) -> Result<(), EngineError>;

@@ -16,7 +16,7 @@ mod service;
 mod wire;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, HashMap},
     fmt,
     sync::{Arc, Weak},
     time::Duration,
@@ -32,9 +32,9 @@ pub use self::{
     service::{Handler, Service},
 };
 use crate::{
-    id::SandboxId,
+    id::{BuildId, SandboxId},
     runtime::engine::{
-        Ability, Capabilities, Disk, Engine, EngineError, Machine, MachineRecord, MachineSpec,
+        Ability, Capabilities, Disk, Engine, EngineError, ImageUse, Machine, MachineRecord, MachineSpec,
     },
     sandbox::ENVD_PORT,
 };
@@ -46,6 +46,10 @@ pub struct Faults {
     pub create_delay: Duration,
     /// Every create fails with this reason, after its delay.
     pub create_error: Option<String>,
+    /// How long it takes to make an image of a sandbox.
+    pub seal_delay: Duration,
+    /// So many of those fail before one works.
+    pub seal_failures: u32,
     /// How long a stop takes.
     pub stop_delay: Duration,
     /// So many stops fail before one works.
@@ -71,8 +75,10 @@ pub struct FakeEngine {
 /// What all clones of an engine share: the "host" on which the machines run.
 pub(in crate::runtime::fake) struct Host {
     machines: Mutex<HashMap<SandboxId, Arc<Body>>>,
-    /// Disks without a machine.
-    kept: Mutex<BTreeSet<SandboxId>>,
+    /// Disks without a machine, and the images that they lie on.
+    kept: Mutex<BTreeMap<SandboxId, BuildId>>,
+    /// Images made of disks, and what they lie on.
+    sealed: Mutex<BTreeMap<BuildId, BuildId>>,
     services: Mutex<BTreeMap<u16, Service>>,
     faults: Mutex<Faults>,
 }
@@ -99,6 +105,7 @@ impl FakeEngine {
             host: Arc::new(Host {
                 machines: Mutex::default(),
                 kept: Mutex::default(),
+                sealed: Mutex::default(),
                 services: Mutex::new(services),
                 faults: Mutex::default(),
             }),
@@ -139,7 +146,7 @@ impl FakeEngine {
 
     /// The disks that are kept without a machine.
     pub fn disks(&self) -> Vec<SandboxId> {
-        self.host.kept.lock().iter().copied().collect()
+        self.host.kept.lock().keys().copied().collect()
     }
 
     /// Cuts the machine's link once; it can be opened again. False: there is none.
@@ -217,6 +224,38 @@ impl Engine for FakeEngine {
         Ok(self.disks())
     }
 
+    async fn seal(&self, sandbox: SandboxId, build: BuildId) -> Result<(), EngineError> {
+        let frozen = self.host.body(sandbox).filter(|body| body.is_frozen()).map(|body| body.build);
+        let kept = self.host.kept.lock().get(&sandbox).copied();
+        let Some(parent) = frozen.or(kept) else { return Err(EngineError::Gone) };
+        tokio::time::sleep(self.host.faults().seal_delay).await;
+        if self.host.take(|faults| &mut faults.seal_failures) {
+            return Err(EngineError::Host { step: "seal", reason: "injected".to_owned() });
+        }
+        self.host.sealed.lock().insert(build, parent);
+        Ok(())
+    }
+
+    async fn images(&self) -> Result<Vec<ImageUse>, EngineError> {
+        let one = |(build, parent): (&BuildId, &BuildId)| ImageUse {
+            build: *build,
+            parent: Some(*parent),
+            sealed: true,
+        };
+        Ok(self.host.sealed.lock().iter().map(one).collect())
+    }
+
+    async fn remove_image(&self, build: BuildId) -> Result<bool, EngineError> {
+        let machines = self.host.machines.lock().values().any(|body| body.build == build);
+        let kept = self.host.kept.lock().values().any(|of| *of == build);
+        let mut sealed = self.host.sealed.lock();
+        let used = machines || kept || sealed.values().any(|parent| *parent == build);
+        if !used {
+            sealed.remove(&build);
+        }
+        Ok(!used)
+    }
+
     async fn discard(&self, sandbox: SandboxId) -> Result<(), EngineError> {
         self.host.kept.lock().remove(&sandbox);
         Ok(())
@@ -227,7 +266,7 @@ impl Engine for FakeEngine {
         for id in &ended {
             self.exit(*id);
         }
-        self.host.kept.lock().retain(|id| keep.contains(id));
+        self.host.kept.lock().retain(|id, _| keep.contains(id));
         Ok(ended)
     }
 }
@@ -254,11 +293,11 @@ impl Host {
 
     pub(in crate::runtime::fake) fn forget(&self, sandbox: SandboxId, generation: u64, keep_disk: bool) {
         let mut machines = self.machines.lock();
-        if machines.get(&sandbox).is_some_and(|body| body.generation == generation) {
-            machines.remove(&sandbox);
-            if keep_disk {
-                self.kept.lock().insert(sandbox);
-            }
+        if machines.get(&sandbox).is_some_and(|body| body.generation == generation)
+            && let Some(body) = machines.remove(&sandbox)
+            && keep_disk
+        {
+            self.kept.lock().insert(sandbox, body.build);
         }
     }
 
@@ -277,7 +316,7 @@ impl Host {
             });
         }
         let kept = self.kept.lock().remove(&spec.sandbox);
-        if spec.disk == Disk::Kept && !kept {
+        if spec.disk == Disk::Kept && kept.is_none() {
             return Err(EngineError::NoDisk(spec.sandbox));
         }
         machines.insert(spec.sandbox, Arc::clone(&body));

@@ -22,15 +22,15 @@ use tokio_util::sync::CancellationToken;
 
 use self::{client::WeakClient, link::NamespaceLink};
 use crate::{
-    id::SandboxId,
+    id::{BuildId, SandboxId},
     runtime::{
         engine::{
-            Ability, Capabilities, Disk, Engine, EngineError, Machine, MachineRecord, MachineSpec,
+            Ability, Capabilities, Disk, Engine, EngineError, ImageUse, Machine, MachineRecord, MachineSpec,
             MachineStats,
         },
         link::GuestLink,
     },
-    wire::warden::{Call, Cause, CreateMachine, Event, MachineInfo, Reply},
+    wire::warden::{self, Call, Cause, CreateMachine, Event, MachineInfo, Reply},
 };
 
 mod client;
@@ -184,6 +184,29 @@ impl Engine for NamespaceEngine {
 
     async fn kept(&self) -> Result<Vec<SandboxId>, EngineError> {
         self.client.kept().await.map_err(|error| error.during("list kept disks"))
+    }
+
+    async fn seal(&self, sandbox: SandboxId, build: BuildId) -> Result<(), EngineError> {
+        let answer = self.client.call(Call::Seal { sandbox, build }).await;
+        answer.map(drop).map_err(|error| error.during("make an image of the sandbox"))
+    }
+
+    async fn images(&self) -> Result<Vec<ImageUse>, EngineError> {
+        let images = self.client.images().await.map_err(|error| error.during("list images"))?;
+        let known = |image: warden::ImageUse| ImageUse {
+            build: image.build,
+            parent: image.parent,
+            sealed: image.sealed,
+        };
+        Ok(images.into_iter().map(known).collect())
+    }
+
+    async fn remove_image(&self, build: BuildId) -> Result<bool, EngineError> {
+        match self.client.call(Call::RemoveImage { build }).await {
+            Ok(_) => Ok(true),
+            Err(ClientError::Refused { cause: Cause::InUse, .. }) => Ok(false),
+            Err(error) => Err(error.during("remove an image")),
+        }
     }
 
     async fn discard(&self, sandbox: SandboxId) -> Result<(), EngineError> {
@@ -374,6 +397,7 @@ impl ClientError {
         match self {
             Self::Refused { cause: Cause::NoMachine, .. } => EngineError::Gone,
             Self::Refused { cause: Cause::Capacity, reason } => EngineError::Capacity(reason),
+            Self::Refused { cause: Cause::DiskFull, .. } => EngineError::DiskFull,
             other => EngineError::Host { step, reason: other.to_string() },
         }
     }

@@ -5,8 +5,10 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use crate::{
-    id::SandboxId,
-    runtime::engine::{Ability, Capabilities, Engine, EngineError, Machine, MachineRecord, MachineSpec},
+    id::{BuildId, SandboxId},
+    runtime::engine::{
+        Ability, Capabilities, Engine, EngineError, ImageUse, Machine, MachineRecord, MachineSpec,
+    },
 };
 
 const NAME: &str = "vz";
@@ -50,6 +52,18 @@ impl Engine for VzEngine {
 
     async fn kept(&self) -> Result<Vec<SandboxId>, EngineError> {
         Err(refusal("kept"))
+    }
+
+    async fn seal(&self, _sandbox: SandboxId, _build: BuildId) -> Result<(), EngineError> {
+        Err(refusal("seal"))
+    }
+
+    async fn images(&self) -> Result<Vec<ImageUse>, EngineError> {
+        Err(refusal("images"))
+    }
+
+    async fn remove_image(&self, _build: BuildId) -> Result<bool, EngineError> {
+        Err(refusal("remove_image"))
     }
 
     async fn discard(&self, _sandbox: SandboxId) -> Result<(), EngineError> {

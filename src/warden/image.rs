@@ -8,6 +8,7 @@
 //!       image.json        what it is
 //!       root/             the layer at /
 //!       mask/ supplement/ only of a host view: the layers over the host's own /usr
+//!       usr/            only of a snapshot on a host view: the layer at /usr
 //!     .trash-<build>/     being removed; finished by the next maker if that is cut short
 //! ```
 //! An image never changes once it has its name, so it is read without a lock. The files of a
@@ -27,7 +28,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     id::BuildId,
-    wire::warden::{ImageInfo, ImageKind},
+    wire::warden::{ImageInfo, ImageKind, ImageUse},
 };
 
 pub(super) mod accounts;
@@ -42,6 +43,8 @@ pub(super) use tree::Tree;
 pub(super) const FORMAT: u32 = 1;
 /// Describes a complete image.
 const MANIFEST: &str = "image.json";
+/// How many images may lie on each other; the kernel mounts some hundred layers.
+const DEEPEST: usize = 64;
 /// A manifest is some hundred bytes; a larger one is not ours.
 const LARGEST_MANIFEST: u64 = 64 * 1024;
 
@@ -118,6 +121,9 @@ pub(super) struct Manifest {
     pub(super) format: u32,
     pub(super) build: BuildId,
     pub(super) kind: ImageKind,
+    /// The image that its layers lie on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) parent: Option<BuildId>,
     pub(super) fingerprint: Option<String>,
     pub(super) notice: Option<String>,
 }
@@ -132,11 +138,75 @@ impl Manifest {
     }
 }
 
-/// The layers of a complete image, for the launcher.
+/// The layers of a complete image, for the launcher: its own on top of those of its parents.
 pub fn resolve(store: BorrowedFd<'_>, build: BuildId) -> Result<ImageLayers, ImageError> {
-    let image = open(store, build)?;
-    let manifest = manifest(image.as_fd(), build)?;
-    let layer = |name: &str| directory(image.as_fd(), name).doing(|| format!("open layer {name} of {build}"));
+    let mut lineage = lineage(store, build)?;
+    let Some((first, image)) = lineage.pop() else { return Err(ImageError::Missing(build)) };
+    let mut layers = own_layers(image.as_fd(), &first)?;
+    for (manifest, image) in lineage.into_iter().rev() {
+        for mount in &mut layers.mounts {
+            let name = sealed_layer(mount.at);
+            let layer = directory(image.as_fd(), name)
+                .doing(|| format!("open layer {name} of {}", manifest.build))?;
+            mount.lowers.insert(0, layer);
+        }
+    }
+    Ok(layers)
+}
+
+/// An image and its parents, the first ancestor last.
+fn lineage(store: BorrowedFd<'_>, build: BuildId) -> Result<Vec<(Manifest, OwnedFd)>, ImageError> {
+    let mut lineage = Vec::new();
+    let mut next = Some(build);
+    while let Some(one) = next {
+        if lineage.len() > DEEPEST {
+            let reason = format!("more than {DEEPEST} images lie on each other");
+            return Err(ImageError::Damaged { build, reason });
+        }
+        let image = open(store, one)?;
+        let manifest = manifest(image.as_fd(), one)?;
+        next = manifest.parent;
+        lineage.push((manifest, image));
+    }
+    Ok(lineage)
+}
+
+/// Refuses a further image on top of one that has as many below it as there may be.
+pub(super) fn deep_enough(store: BorrowedFd<'_>, parent: BuildId) -> Result<(), ImageError> {
+    if lineage(store, parent)?.len() < DEEPEST {
+        return Ok(());
+    }
+    Err(ImageError::Refused(format!(
+        "{DEEPEST} snapshots lie on each other already; start from an earlier one or import a new template"
+    )))
+}
+
+/// The directory of a snapshot's layer for a mount.
+pub(super) fn sealed_layer(at: &str) -> &'static str {
+    if at == "usr" { "usr" } else { "root" }
+}
+
+/// Every complete image: its build, what it lies on, and whether a sandbox made it.
+pub(super) fn all(store: BorrowedFd<'_>) -> Result<Vec<ImageUse>, ImageError> {
+    let names = tree::names(store).doing(|| "list the template store".to_owned())?;
+    let mut images = Vec::new();
+    for name in names {
+        let Some(build) = std::str::from_utf8(&name).ok().and_then(|name| name.parse().ok()) else {
+            continue;
+        };
+        // One that cannot be read is nobody's parent, and stays.
+        if let Ok(manifest) = open(store, build).and_then(|image| manifest(image.as_fd(), build)) {
+            let sealed = manifest.kind == ImageKind::Snapshot;
+            images.push(ImageUse { build, parent: manifest.parent, sealed });
+        }
+    }
+    images.sort_by_key(|image| image.build);
+    Ok(images)
+}
+
+fn own_layers(image: BorrowedFd<'_>, manifest: &Manifest) -> Result<ImageLayers, ImageError> {
+    let build = manifest.build;
+    let layer = |name: &str| directory(image, name).doing(|| format!("open layer {name} of {build}"));
     let mut mounts = vec![ImageMount { at: "", lowers: vec![layer("root")?] }];
     if manifest.kind == ImageKind::HostView {
         let host =

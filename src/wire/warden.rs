@@ -90,7 +90,21 @@ pub enum Call {
         /// The build.
         build: BuildId,
     },
-    /// Removes a build that nothing uses any more.
+    /// Makes an image of what a sandbox wrote, on top of the image that it runs on. Its machine is
+    /// frozen, or it has none and its layer was kept. Answered with [`Reply::Image`].
+    Seal {
+        /// Whose layer.
+        sandbox: SandboxId,
+        /// The new image.
+        build: BuildId,
+    },
+    /// The images of this instance, in the order of their builds, as many as fit one packet.
+    /// Answered with [`Reply::Images`].
+    ListImages {
+        /// Only those after this one. None: from the first. An empty answer: there are no more.
+        after: Option<BuildId>,
+    },
+    /// Removes a build that nothing uses any more: no machine, no kept layer, no other image.
     RemoveImage {
         /// The build.
         build: BuildId,
@@ -166,6 +180,11 @@ pub enum Reply {
     Stats(MachineStats),
     /// An image.
     Image(ImageInfo),
+    /// Some images.
+    Images {
+        /// In the order of their builds.
+        images: Vec<ImageUse>,
+    },
     /// What the host offers.
     Probes {
         /// One a feature.
@@ -185,6 +204,10 @@ pub enum Cause {
     NoImage,
     /// No writable layer was kept for the sandbox.
     NoDisk,
+    /// Something uses it.
+    InUse,
+    /// The host's disk is full.
+    DiskFull,
     /// All ids are in use, or too many requests wait.
     Capacity,
     /// The host could not do it.
@@ -240,6 +263,17 @@ pub struct ImageInfo {
     pub notice: Option<String>,
 }
 
+/// What an image lies on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageUse {
+    /// The image.
+    pub build: BuildId,
+    /// The image below it.
+    pub parent: Option<BuildId>,
+    /// Whether it was made of a sandbox.
+    pub sealed: bool,
+}
+
 /// Where an image comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -250,6 +284,8 @@ pub enum ImageKind {
     HostView,
     /// An imported root file system.
     Imported,
+    /// What a sandbox wrote, on top of another image.
+    Snapshot,
 }
 
 /// Something the gateway did not ask for.

@@ -17,7 +17,7 @@ use super::{
     wire::{Shears, wire},
 };
 use crate::{
-    id::SandboxId,
+    id::{BuildId, SandboxId},
     runtime::{
         engine::{EngineError, Machine, MachineRecord, MachineSpec, MachineStats},
         link::{GuestLink, LinkError, LinkStream, connect_control, connect_port},
@@ -30,6 +30,7 @@ use crate::{
 pub(super) struct Body {
     pub(super) sandbox: SandboxId,
     pub(super) generation: u64,
+    pub(super) build: BuildId,
     pub(super) guest: Guest,
     pub(super) host: Weak<Host>,
     pub(super) ended: CancellationToken,
@@ -57,6 +58,7 @@ impl Body {
         Self {
             sandbox: spec.sandbox,
             generation: spec.generation,
+            build: spec.build,
             guest: Guest::default(),
             host,
             ended: CancellationToken::new(),

@@ -27,7 +27,8 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use crate::{
     id::{BuildId, SandboxId},
     wire::warden::{
-        Call, Cause, Event, FromWarden, ImageInfo, MAX_PACKET, MachineInfo, ProbeResult, Reply, Request,
+        Call, Cause, Event, FromWarden, ImageInfo, ImageUse, MAX_PACKET, MachineInfo, ProbeResult, Reply,
+        Request,
     },
 };
 
@@ -177,6 +178,19 @@ impl WardenClient {
             match self.call(Call::ListMachines { after }).await?.0 {
                 Reply::Machines { machines } if machines.is_empty() => return Ok(all),
                 Reply::Machines { machines } => all.extend(machines),
+                _ => return Err(ClientError::Unexpected),
+            }
+        }
+    }
+
+    /// Every image of this instance.
+    pub async fn images(&self) -> Result<Vec<ImageUse>, ClientError> {
+        let mut all: Vec<ImageUse> = Vec::new();
+        loop {
+            let after = all.last().map(|image| image.build);
+            match self.call(Call::ListImages { after }).await?.0 {
+                Reply::Images { images } if images.is_empty() => return Ok(all),
+                Reply::Images { images } => all.extend(images),
                 _ => return Err(ClientError::Unexpected),
             }
         }

@@ -60,13 +60,24 @@ impl<'s> Draft<'s> {
 
     /// Makes the image visible, once all of it has reached the disk.
     pub(in crate::warden) fn finish(
-        mut self,
+        self,
         kind: ImageKind,
         fingerprint: Option<String>,
         notice: Option<String>,
     ) -> Result<ImageInfo, ImageError> {
+        self.finish_on(kind, None, fingerprint, notice)
+    }
+
+    /// The same for an image whose layers lie on those of another.
+    pub(in crate::warden) fn finish_on(
+        mut self,
+        kind: ImageKind,
+        parent: Option<BuildId>,
+        fingerprint: Option<String>,
+        notice: Option<String>,
+    ) -> Result<ImageInfo, ImageError> {
         let build = self.build;
-        let manifest = Manifest { format: FORMAT, build, kind, fingerprint, notice };
+        let manifest = Manifest { format: FORMAT, build, kind, parent, fingerprint, notice };
         let text = serde_json::to_vec_pretty(&manifest).doing(|| format!("describe {build}"))?;
         let mut draft = Tree::new(self.dir.try_clone().doing(|| "keep the draft open".to_owned())?);
         draft.write(MANIFEST.as_bytes(), &text, Access::root(0o600)).doing(|| format!("write {MANIFEST}"))?;

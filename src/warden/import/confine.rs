@@ -29,9 +29,11 @@ enum Said {
     Refused(String),
 }
 
-/// Runs the work in a confined child whose root directory is `top`.
+/// Runs the work in a confined child whose root directory is `top`, with these capabilities beside
+/// those that give files their owners.
 pub(super) fn run(
     top: BorrowedFd<'_>,
+    extra: CapabilitySet,
     progress: &mut dyn FnMut(&str),
     work: impl FnOnce(&mut dyn FnMut(&str)) -> Result<Option<String>, Refusal>,
 ) -> Result<Option<String>, ImageError> {
@@ -42,7 +44,7 @@ pub(super) fn run(
             let line = serde_json::to_vec(said).unwrap_or_default();
             let _ = pipe.write_all(&[line.as_slice(), b"\n"].concat());
         };
-        let outcome = match confine(top) {
+        let outcome = match confine(top, extra) {
             Ok(()) => {
                 work(&mut |text| say(&Said::Progress(text.to_owned()))).map_err(|refusal| refusal.to_string())
             }
@@ -68,7 +70,7 @@ pub(super) fn run(
     }
 }
 
-fn confine(top: BorrowedFd<'_>) -> std::io::Result<()> {
+fn confine(top: BorrowedFd<'_>, extra: CapabilitySet) -> std::io::Result<()> {
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
     let limit = Rlimit { current: Some(MEMORY), maximum: Some(MEMORY) };
     rustix::process::setrlimit(Resource::Data, limit)?;
@@ -82,6 +84,7 @@ fn confine(top: BorrowedFd<'_>) -> std::io::Result<()> {
     rustix::thread::set_no_new_privs(true)?;
     let kept =
         CapabilitySet::CHOWN | CapabilitySet::DAC_OVERRIDE | CapabilitySet::FOWNER | CapabilitySet::FSETID;
+    let kept = kept | extra;
     let sets = CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() };
     Ok(rustix::thread::set_capabilities(None, sets)?)
 }

@@ -35,8 +35,17 @@ pub(in crate::warden) fn write(room: BorrowedFd<'_>, record: &Record) -> io::Res
 
 /// Reads the record of a machine's directory; nothing when there is no whole one.
 pub(in crate::warden) fn read(room: BorrowedFd<'_>) -> Option<Record> {
+    read_named(room, NAME)
+}
+
+/// The record of the last machine of a layer that was kept.
+pub(in crate::warden) fn read_kept(room: BorrowedFd<'_>) -> Option<Record> {
+    if is_kept(room) { read_named(room, KEPT) } else { None }
+}
+
+fn read_named(room: BorrowedFd<'_>, name: &str) -> Option<Record> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let file = File::from(rustix::fs::openat(room, NAME, flags, Mode::empty()).ok()?);
+    let file = File::from(rustix::fs::openat(room, name, flags, Mode::empty()).ok()?);
     let mut text = Vec::new();
     file.take(LONGEST).read_to_end(&mut text).ok()?;
     serde_json::from_slice(&text).ok()

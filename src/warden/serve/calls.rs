@@ -9,8 +9,8 @@ use super::{Warden, jobs::Purpose};
 use crate::{
     id::{BuildId, SandboxId},
     warden::{
-        base, image,
-        machine::{Machine, Phase, room},
+        base, image, import,
+        machine::{Machine, Phase, record, room},
         probe,
     },
     wire::warden::{Call, Cause, FromWarden, MachineInfo, Reply},
@@ -41,6 +41,15 @@ impl Warden<'_> {
             Call::CheckImage { build } => match image::info(self.prepared.templates.as_fd(), build) {
                 Ok(info) => self.answer(seq, Reply::Image(info)),
                 Err(error) => self.refuse(seq, error.to_string(), Cause::NoImage),
+            },
+            Call::Seal { sandbox, build } => self.seal(seq, sandbox, build),
+            Call::ListImages { after } => match image::all(self.prepared.templates.as_fd()) {
+                Ok(mut images) => {
+                    images.retain(|image| after.is_none_or(|after| image.build > after));
+                    images.truncate(PAGE);
+                    self.answer(seq, Reply::Images { images });
+                }
+                Err(error) => self.refuse(seq, error.to_string(), Cause::Host),
             },
             Call::RemoveImage { build } => self.remove_image(seq, build),
             Call::Probe => {
@@ -94,6 +103,9 @@ impl Warden<'_> {
     }
 
     fn freeze(&mut self, seq: u64, sandbox: SandboxId, frozen: bool) {
+        if !frozen && self.is_sealing(sandbox) {
+            return self.refuse(seq, "an image is being made of it".to_owned(), Cause::Invalid);
+        }
         let Some(machine) = self.machines.get_mut(&sandbox) else {
             return self.no_machine(seq, sandbox);
         };
@@ -199,11 +211,60 @@ impl Warden<'_> {
         });
     }
 
+    /// Makes an image of a sandbox that stands still.
+    fn seal(&mut self, seq: u64, sandbox: SandboxId, build: BuildId) {
+        if self.is_sealing(sandbox) {
+            return self.refuse(seq, "an image is being made of it already".to_owned(), Cause::Invalid);
+        }
+        let Ok(room) = room::open(self.prepared.machines.as_fd(), sandbox.as_str()) else {
+            return self.no_machine(seq, sandbox);
+        };
+        let parent = match self.machines.get(&sandbox) {
+            Some(machine) if machine.is_live() && machine.frozen => Some(machine.record.build),
+            Some(machine) if machine.is_live() => {
+                return self.refuse(seq, "its machine is not frozen".to_owned(), Cause::Invalid);
+            }
+            Some(_) => None,
+            None => record::read_kept(room.as_fd()).map(|record| record.build),
+        };
+        let Some(parent) = parent else { return self.no_machine(seq, sandbox) };
+        let prepared = self.prepared;
+        self.send_worker(vec![seq], Purpose::Seal(sandbox), move |_| {
+            use crate::warden::worker::Report;
+            match import::seal(prepared.templates.as_fd(), room.as_fd(), parent, build) {
+                Ok(info) => Report::Image(info),
+                Err(error) => Report::Failed(error.to_string()),
+            }
+        });
+    }
+
+    /// What keeps an image from being removed.
+    fn user_of(&self, build: BuildId) -> Option<String> {
+        let machine = self.machines.values().find(|machine| machine.record.build == build);
+        if let Some(machine) = machine {
+            return Some(format!("the machine of {}", machine.record.sandbox));
+        }
+        if self.queue.iter().any(|(_, queued)| queued.build == build) {
+            return Some("a machine that waits to be made".to_owned());
+        }
+        let images = image::all(self.prepared.templates.as_fd()).unwrap_or_default();
+        if let Some(child) = images.iter().find(|image| image.parent == Some(build)) {
+            return Some(format!("image {}", child.build));
+        }
+        let machines = self.prepared.machines.as_fd();
+        room::names(machines)
+            .unwrap_or_default()
+            .into_iter()
+            .find(|name| {
+                let room = room::open(machines, name).ok();
+                room.and_then(|room| record::read_kept(room.as_fd())).is_some_and(|kept| kept.build == build)
+            })
+            .map(|name| format!("the kept disk of {name}"))
+    }
+
     fn remove_image(&mut self, seq: u64, build: BuildId) {
-        let used = self.machines.values().any(|machine| machine.record.build == build)
-            || self.queue.iter().any(|(_, queued)| queued.build == build);
-        if used {
-            return self.refuse(seq, format!("a machine uses build {build}"), Cause::Invalid);
+        if let Some(user) = self.user_of(build) {
+            return self.refuse(seq, format!("{user} uses build {build}"), Cause::InUse);
         }
         let prepared = self.prepared;
         self.send_worker(vec![seq], Purpose::RemoveImage, move |_| {

@@ -32,6 +32,8 @@ pub(super) enum Purpose {
     Base,
     /// Remove an image.
     RemoveImage,
+    /// Make an image of a sandbox.
+    Seal(SandboxId),
     /// Look at the host.
     Probe,
     /// Count a machine's bytes on disk.
@@ -68,6 +70,11 @@ impl Warden<'_> {
     pub(super) fn join_job(&mut self, seq: u64, purpose: &Purpose) -> bool {
         let found = self.jobs.values_mut().find(|job| job.purpose == *purpose);
         found.map(|job| job.seqs.push(seq)).is_some()
+    }
+
+    /// Whether an image is being made of the sandbox.
+    pub(super) fn is_sealing(&self, sandbox: SandboxId) -> bool {
+        self.jobs.values().any(|job| job.purpose == Purpose::Seal(sandbox))
     }
 
     pub(super) fn is_sweeping(&self) -> bool {
@@ -110,7 +117,7 @@ impl Warden<'_> {
             match &outcome {
                 Report::Image(info) => self.answer(seq, Reply::Image(info.clone())),
                 Report::Probes(probes) => self.answer(seq, Reply::Probes { probes: probes.clone() }),
-                Report::Failed(reason) => self.refuse(seq, reason.clone(), Cause::Host),
+                Report::Failed(reason) => self.refuse(seq, reason.clone(), cause_of(reason)),
                 _ => self.answer(seq, Reply::Done),
             }
         }
@@ -144,4 +151,10 @@ impl Warden<'_> {
             }
         });
     }
+}
+
+/// A full disk is told from the rest by the kernel's number, which the worker's text ends with.
+fn cause_of(reason: &str) -> Cause {
+    let full = [libc::ENOSPC, libc::EDQUOT].iter().any(|code| reason.contains(&format!("(os error {code})")));
+    if full { Cause::DiskFull } else { Cause::Host }
 }
