@@ -20,6 +20,9 @@ use crate::{
     sandbox::{Resources, SandboxRecord, SandboxState},
 };
 
+/// The tag that a name without one means.
+pub const DEFAULT_TAG: &str = "default";
+
 /// An owner of keys, templates and sandboxes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Team {
@@ -105,6 +108,36 @@ pub struct Build {
     pub created_at: Timestamp,
 }
 
+/// A snapshot: a tag of a template that was made of a sandbox.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Snapshot {
+    /// The template's name, if it has one.
+    pub alias: Option<String>,
+    /// The tag; one template may have several.
+    pub tag: String,
+    /// What the tag points to.
+    pub build: Build,
+    /// The sandbox that it was made of.
+    pub sandbox: SandboxId,
+}
+
+/// Which snapshots a list wants, newest first (contract/control-plane 2.9).
+#[derive(Debug, Clone)]
+pub struct SnapshotFilter {
+    /// Whose.
+    pub team: TeamId,
+    /// Only those made of this sandbox.
+    pub sandbox: Option<SandboxId>,
+    /// Only this template's.
+    pub template: Option<TemplateId>,
+    /// Only of this tag.
+    pub tag: Option<String>,
+    /// Strictly behind this (creation, build) in the order of the list.
+    pub after: Option<(Timestamp, BuildId)>,
+    /// At most so many.
+    pub limit: u32,
+}
+
 /// Which sandboxes a list wants (contract/control-plane 2.2).
 #[derive(Debug, Clone, Default)]
 pub struct SandboxFilter {
@@ -156,6 +189,9 @@ pub enum StoreError {
     /// The record does not exist.
     #[error("no such record")]
     Missing,
+    /// Sandboxes stand on what was to be removed.
+    #[error("sandboxes use it")]
+    InUse,
     /// The store itself failed.
     #[error("store: {0}")]
     Backend(String),
@@ -185,7 +221,26 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// Adds a build, or replaces the template's own of the same id, and makes it what the default
     /// tag points to; `Conflict` when the id is another template's.
     async fn add_build(&self, build: Build) -> Result<(), StoreError>;
-    /// Every template visible to the team: its own, public ones and global ones, oldest first.
+    /// Adds a snapshot: its template, if that is new, its build, and the tag that points to it;
+    /// `Conflict` when the template is there and no snapshot's, or the name is taken.
+    async fn add_snapshot(
+        &self,
+        template: Template,
+        build: Build,
+        tag: &str,
+        sandbox: SandboxId,
+    ) -> Result<(), StoreError>;
+    /// Snapshots by filter, newest first.
+    async fn snapshots(&self, filter: SnapshotFilter) -> Result<Vec<Snapshot>, StoreError>;
+    /// What a tag of a template points to.
+    async fn tagged_build(&self, template: &TemplateId, tag: &str) -> Result<Option<Build>, StoreError>;
+    /// Removes a template with its builds, or one tag of it with its build (the last tag takes the
+    /// template along). `InUse` when a sandbox was made from it; `Missing` when it is not there.
+    async fn remove_template(&self, id: &TemplateId, tag: Option<&str>) -> Result<(), StoreError>;
+    /// Every build there is.
+    async fn builds(&self) -> Result<Vec<BuildId>, StoreError>;
+    /// Every template visible to the team: its own, public ones and global ones, oldest first. Those
+    /// of snapshots are not among them.
     async fn templates(&self, team: TeamId) -> Result<Vec<Template>, StoreError>;
     /// Any template by id.
     async fn template(&self, id: &TemplateId) -> Result<Option<Template>, StoreError>;

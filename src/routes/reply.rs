@@ -144,6 +144,7 @@ impl From<StoreError> for ApiError {
                 Self::new(StatusCode::CONFLICT, format!("'{name}' is already used"))
             }
             StoreError::Missing => Self::not_found("not found"),
+            StoreError::InUse => Self::bad_request("sandboxes use it; end them first"),
             error => {
                 tracing::error!(%error, "the store failed a request");
                 Self::internal()

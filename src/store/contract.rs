@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use jiff::Timestamp;
 
 use super::{
-    ApiKey, Build, Idempotency, SandboxFilter, Standing, Store, StoreError, Team, Template,
+    ApiKey, Build, Idempotency, SandboxFilter, SnapshotFilter, Standing, Store, StoreError, Team, Template,
     memory::MemoryStore, sqlite::SqliteStore,
 };
 use crate::{
@@ -169,6 +169,76 @@ async fn templates_and_names(store: &dyn Store) {
     assert!(kept.public, "a replaced template keeps its build and its counters");
 }
 
+async fn snapshots_and_tags(store: &dyn Store) {
+    let ours = team(store, "ours").await;
+    let from = sandbox(ours.id, 1, SandboxState::Running);
+    let made = |template: &Template, created: i64| Build {
+        id: BuildId::generate(&OsEntropy),
+        template: template.id.clone(),
+        resources: RESOURCES,
+        fingerprint: None,
+        created_at: at(created),
+    };
+    let ordinary = template(Some(ours.id), &["plain"]);
+    store.put_template(ordinary.clone()).await.unwrap();
+    let refused = store.add_snapshot(ordinary.clone(), made(&ordinary, 1), "default", from.id).await;
+    assert!(matches!(refused, Err(StoreError::Conflict(_))), "an ordinary template is not overwritten");
+
+    let named = template(Some(ours.id), &["snap"]);
+    let (first, second, tagged) = (made(&named, 10), made(&named, 20), made(&named, 30));
+    store.add_snapshot(named.clone(), first.clone(), "default", from.id).await.unwrap();
+    assert_eq!(store.tagged_build(&named.id, "default").await.unwrap(), Some(first.clone()));
+    store.add_snapshot(named.clone(), second.clone(), "default", from.id).await.unwrap();
+    assert!(!store.builds().await.unwrap().contains(&first.id), "what no tag points to is gone");
+    store.add_snapshot(named.clone(), tagged.clone(), "v1", from.id).await.unwrap();
+    assert_eq!(store.tagged_build(&named.id, "default").await.unwrap(), Some(second.clone()));
+    assert_eq!(store.tagged_build(&named.id, "v1").await.unwrap(), Some(tagged.clone()));
+    assert_eq!(store.tagged_build(&named.id, "v2").await.unwrap(), None);
+    let unnamed = template(Some(ours.id), &[]);
+    let other = made(&unnamed, 40);
+    let elsewhere = SandboxId::generate(&OsEntropy);
+    store.add_snapshot(unnamed.clone(), other.clone(), "default", elsewhere).await.unwrap();
+    let visible = store.templates(ours.id).await.unwrap();
+    assert_eq!(visible.into_iter().map(|template| template.id).collect::<Vec<_>>(), [ordinary.id.clone()]);
+    assert!(store.resolve_template(ours.id, Some("ours"), "snap").await.unwrap().is_some());
+
+    let all =
+        SnapshotFilter { team: ours.id, sandbox: None, template: None, tag: None, after: None, limit: 9 };
+    let listed = async |filter: SnapshotFilter| -> Vec<BuildId> {
+        store.snapshots(filter).await.unwrap().into_iter().map(|snapshot| snapshot.build.id).collect()
+    };
+    assert_eq!(listed(all.clone()).await, [other.id, tagged.id, second.id]);
+    assert_eq!(listed(SnapshotFilter { sandbox: Some(elsewhere), ..all.clone() }).await, [other.id]);
+    let own = SnapshotFilter { template: Some(named.id.clone()), ..all.clone() };
+    assert_eq!(listed(SnapshotFilter { tag: Some("v1".to_owned()), ..own }).await, [tagged.id]);
+    let page = SnapshotFilter { limit: 1, after: Some((other.created_at, other.id)), ..all.clone() };
+    assert_eq!(listed(page).await, [tagged.id]);
+    let found = store.snapshots(all.clone()).await.unwrap();
+    assert_eq!(
+        (found[1].alias.as_deref(), found[1].tag.as_str(), found[1].sandbox),
+        (Some("snap"), "v1", from.id)
+    );
+    assert_eq!(listed(SnapshotFilter { team: TeamId::generate(&OsEntropy), ..all.clone() }).await, []);
+
+    let mut user = sandbox(ours.id, 2, SandboxState::Paused);
+    user.spec.template = named.id.clone();
+    user.spec.build = tagged.id;
+    store.put_sandbox(user.clone()).await.unwrap();
+    for tag in [None, Some("v1")] {
+        assert!(matches!(store.remove_template(&named.id, tag).await, Err(StoreError::InUse)));
+    }
+    assert!(matches!(store.remove_template(&named.id, Some("v2")).await, Err(StoreError::Missing)));
+    store.remove_template(&named.id, Some("default")).await.unwrap();
+    assert_eq!(store.tagged_build(&named.id, "default").await.unwrap(), None);
+    store.remove_sandbox(user.id).await.unwrap();
+    store.remove_template(&named.id, Some("v1")).await.unwrap();
+    assert_eq!(store.template(&named.id).await.unwrap(), None, "the last tag takes the template along");
+    store.remove_template(&unnamed.id, None).await.unwrap();
+    assert!(matches!(store.remove_template(&unnamed.id, None).await, Err(StoreError::Missing)));
+    assert_eq!(store.builds().await.unwrap(), []);
+    assert_eq!(listed(all).await, []);
+}
+
 async fn sandboxes_in_order(store: &dyn Store) {
     let ours = TeamId::generate(&OsEntropy);
     let mut records: Vec<_> = (0..4).map(|n| sandbox(ours, n / 2, SandboxState::Running)).collect();
@@ -264,4 +334,4 @@ macro_rules! every_store {
     };
 }
 
-every_store! { teams_and_keys templates_and_names sandboxes_in_order idempotency_keys }
+every_store! { teams_and_keys templates_and_names snapshots_and_tags sandboxes_in_order idempotency_keys }

@@ -11,7 +11,10 @@ use async_trait::async_trait;
 use jiff::{SignedDuration, Timestamp};
 use parking_lot::Mutex;
 
-use super::{ApiKey, Build, Idempotency, SandboxFilter, Standing, Store, StoreError, Team, Template};
+use super::{
+    ApiKey, Build, DEFAULT_TAG, Idempotency, SandboxFilter, Snapshot, SnapshotFilter, Standing, Store,
+    StoreError, Team, Template,
+};
 use crate::{
     id::{BuildId, KeyId, SandboxId, TeamId, TemplateId},
     sandbox::{SandboxRecord, SandboxState},
@@ -29,6 +32,10 @@ struct Tables {
     keys: Vec<ApiKey>,
     templates: Vec<Template>,
     builds: HashMap<BuildId, Build>,
+    /// What the tags of snapshots point to.
+    tags: BTreeMap<(TemplateId, String), BuildId>,
+    /// The sandboxes that builds were made of.
+    snapshots: HashMap<BuildId, SandboxId>,
     sandboxes: BTreeMap<SandboxId, SandboxRecord>,
     idempotency: HashMap<(TeamId, String), Held>,
     failing: Option<String>,
@@ -63,6 +70,17 @@ impl fmt::Debug for MemoryStore {
 impl Tables {
     fn writable(&self) -> Result<(), StoreError> {
         self.failing.clone().map_or(Ok(()), |reason| Err(StoreError::Backend(reason)))
+    }
+
+    /// A build that no tag points to any more is nobody's.
+    fn drop_untagged(&mut self, build: BuildId) {
+        let tagged = self.tags.values().any(|other| *other == build);
+        let default =
+            self.templates.iter().any(|template| template.build.as_ref().is_some_and(|b| b.id == build));
+        if !tagged && !default {
+            self.builds.remove(&build);
+            self.snapshots.remove(&build);
+        }
     }
 
     /// Names are unique among a team's templates, or among those without a team.
@@ -183,13 +201,125 @@ impl Store for MemoryStore {
         Ok(())
     }
 
+    async fn add_snapshot(
+        &self,
+        template: Template,
+        build: Build,
+        tag: &str,
+        sandbox: SandboxId,
+    ) -> Result<(), StoreError> {
+        let (id, build_id) = (template.id.clone(), build.id);
+        let before = {
+            let tables = self.tables.lock();
+            let known = tables.templates.iter().find(|other| other.id == id);
+            let snapshot = tables.tags.keys().any(|(tagged, _)| *tagged == id);
+            if known.is_some() && !snapshot {
+                return Err(StoreError::Conflict(template.aliases.join(", ")));
+            }
+            known.map(|known| known.build.clone())
+        };
+        if before.is_none() {
+            self.put_template(template).await?;
+        }
+        self.add_build(build).await?;
+        let mut tables = self.tables.lock();
+        if tag != DEFAULT_TAG
+            && let Some(known) = tables.templates.iter_mut().find(|other| other.id == id)
+        {
+            known.build = before.flatten();
+        }
+        tables.snapshots.insert(build_id, sandbox);
+        if let Some(former) = tables.tags.insert((id, tag.to_owned()), build_id) {
+            tables.drop_untagged(former);
+        }
+        Ok(())
+    }
+
+    async fn snapshots(&self, filter: SnapshotFilter) -> Result<Vec<Snapshot>, StoreError> {
+        let tables = self.tables.lock();
+        let mut found: Vec<Snapshot> = tables
+            .tags
+            .iter()
+            .filter_map(|((id, tag), build)| {
+                let template = tables.templates.iter().find(|template| template.id == *id)?;
+                let build = tables.builds.get(build)?.clone();
+                let sandbox = *tables.snapshots.get(&build.id)?;
+                let wanted = template.team == Some(filter.team)
+                    && filter.sandbox.is_none_or(|wanted| wanted == sandbox)
+                    && filter.template.as_ref().is_none_or(|wanted| wanted == id)
+                    && filter.tag.as_ref().is_none_or(|wanted| wanted == tag)
+                    && filter.after.is_none_or(|(created, after)| {
+                        build.created_at < created || build.created_at == created && build.id > after
+                    });
+                let alias = template.aliases.first().cloned();
+                wanted.then(|| Snapshot { alias, tag: tag.clone(), build, sandbox })
+            })
+            .collect();
+        found.sort_by(|a, b| b.build.created_at.cmp(&a.build.created_at).then(a.build.id.cmp(&b.build.id)));
+        found.truncate(filter.limit as usize);
+        Ok(found)
+    }
+
+    async fn tagged_build(&self, template: &TemplateId, tag: &str) -> Result<Option<Build>, StoreError> {
+        let tables = self.tables.lock();
+        if tag == DEFAULT_TAG {
+            let found = tables.templates.iter().find(|other| other.id == *template);
+            return Ok(found.and_then(|template| template.build.clone()));
+        }
+        let build = tables.tags.get(&(template.clone(), tag.to_owned()));
+        Ok(build.and_then(|build| tables.builds.get(build)).cloned())
+    }
+
+    async fn remove_template(&self, id: &TemplateId, tag: Option<&str>) -> Result<(), StoreError> {
+        let mut tables = self.tables.lock();
+        let users = |tables: &Tables, build: Option<BuildId>| {
+            tables.sandboxes.values().any(|record| {
+                record.state != SandboxState::Killing
+                    && record.spec.template == *id
+                    && build.is_none_or(|build| record.spec.build == build)
+            })
+        };
+        if let Some(tag) = tag {
+            let key = (id.clone(), tag.to_owned());
+            if let Some(build) = tables.tags.get(&key).copied() {
+                if tables.tags.keys().any(|(tagged, other)| tagged == id && other != tag) {
+                    if users(&tables, Some(build)) {
+                        return Err(StoreError::InUse);
+                    }
+                    tables.tags.remove(&key);
+                    if let Some(template) = tables.templates.iter_mut().find(|other| other.id == *id)
+                        && template.build.as_ref().is_some_and(|default| default.id == build)
+                    {
+                        template.build = None;
+                    }
+                    tables.drop_untagged(build);
+                    return Ok(());
+                }
+            } else if tag != DEFAULT_TAG {
+                return Err(StoreError::Missing);
+            }
+        }
+        if users(&tables, None) {
+            return Err(StoreError::InUse);
+        }
+        let at = tables.templates.iter().position(|other| other.id == *id).ok_or(StoreError::Missing)?;
+        tables.templates.remove(at);
+        tables.tags.retain(|(tagged, _), _| tagged != id);
+        tables.builds.retain(|_, build| build.template != *id);
+        Ok(())
+    }
+
+    async fn builds(&self) -> Result<Vec<BuildId>, StoreError> {
+        Ok(self.tables.lock().builds.keys().copied().collect())
+    }
+
     async fn templates(&self, team: TeamId) -> Result<Vec<Template>, StoreError> {
-        let mut templates: Vec<Template> = self
-            .tables
-            .lock()
+        let tables = self.tables.lock();
+        let mut templates: Vec<Template> = tables
             .templates
             .iter()
             .filter(|template| template.public || template.team.is_none_or(|owner| owner == team))
+            .filter(|template| !tables.tags.keys().any(|(tagged, _)| *tagged == template.id))
             .cloned()
             .collect();
         templates.sort_by(|a, b| (a.created_at, &a.id).cmp(&(b.created_at, &b.id)));

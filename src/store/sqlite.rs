@@ -29,9 +29,12 @@ use rusqlite::Connection;
 
 use self::thread::{Durability, Lane};
 use crate::{
-    id::{KeyId, SandboxId, TeamId, TemplateId},
+    id::{BuildId, KeyId, SandboxId, TeamId, TemplateId},
     sandbox::{SandboxRecord, SandboxState},
-    store::{ApiKey, Build, Idempotency, SandboxFilter, Standing, Store, StoreError, Team, Template},
+    store::{
+        ApiKey, Build, Idempotency, SandboxFilter, Snapshot, SnapshotFilter, Standing, Store, StoreError,
+        Team, Template,
+    },
 };
 
 /// The most writes that share a commit.
@@ -110,6 +113,37 @@ impl Store for SqliteStore {
 
     async fn add_build(&self, build: Build) -> Result<(), StoreError> {
         self.writer.run(Durability::Host, move |db| writes::add_build(db, &build)).await
+    }
+
+    async fn add_snapshot(
+        &self,
+        template: Template,
+        build: Build,
+        tag: &str,
+        sandbox: SandboxId,
+    ) -> Result<(), StoreError> {
+        let tag = tag.to_owned();
+        let add = move |db: &Connection| writes::add_snapshot(db, &template, &build, &tag, sandbox);
+        self.writer.run(Durability::Host, add).await
+    }
+
+    async fn snapshots(&self, filter: SnapshotFilter) -> Result<Vec<Snapshot>, StoreError> {
+        self.reader.run(Durability::Process, move |db| reads::snapshots(db, &filter)).await
+    }
+
+    async fn tagged_build(&self, template: &TemplateId, tag: &str) -> Result<Option<Build>, StoreError> {
+        let (template, tag) = (template.clone(), tag.to_owned());
+        self.reader.run(Durability::Process, move |db| reads::tagged_build(db, &template, &tag)).await
+    }
+
+    async fn remove_template(&self, id: &TemplateId, tag: Option<&str>) -> Result<(), StoreError> {
+        let (id, tag) = (id.clone(), tag.map(str::to_owned));
+        let remove = move |db: &Connection| writes::remove_template(db, &id, tag.as_deref());
+        self.writer.run(Durability::Host, remove).await
+    }
+
+    async fn builds(&self) -> Result<Vec<BuildId>, StoreError> {
+        self.reader.run(Durability::Process, reads::builds).await
     }
 
     async fn templates(&self, team: TeamId) -> Result<Vec<Template>, StoreError> {

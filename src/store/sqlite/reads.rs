@@ -5,9 +5,11 @@ use rusqlite::{Connection, OptionalExtension as _, Row, ToSql, types::Type};
 use serde::de::DeserializeOwned;
 
 use crate::{
-    id::{SandboxId, TeamId, TemplateId},
+    id::{BuildId, SandboxId, TeamId, TemplateId},
     sandbox::{Resources, SandboxRecord, SandboxState},
-    store::{ApiKey, Build, SandboxFilter, StoreError, Team, Template},
+    store::{
+        ApiKey, Build, DEFAULT_TAG, SandboxFilter, Snapshot, SnapshotFilter, StoreError, Team, Template,
+    },
 };
 
 const TEMPLATE: &str = "
@@ -54,8 +56,9 @@ pub(super) fn keys(db: &Connection) -> Result<Vec<ApiKey>, StoreError> {
 }
 
 pub(super) fn templates(db: &Connection, team: TeamId) -> Result<Vec<Template>, StoreError> {
-    let sql =
-        format!("{TEMPLATE} WHERE t.team IS NULL OR t.team = ?1 OR t.public ORDER BY t.created_us, t.id");
+    let sql = format!(
+        "{TEMPLATE} WHERE (t.team IS NULL OR t.team = ?1 OR t.public) AND NOT t.snapshot ORDER BY t.created_us, t.id"
+    );
     let mut query = db.prepare_cached(&sql)?;
     let rows = query.query_map([team.to_string()], template_of)?;
     Ok(rows.collect::<Result<_, _>>()?)
@@ -92,6 +95,75 @@ pub(super) fn resolve_template(
         Ok(id) => template(db, &id),
         Err(_) => Ok(None),
     }
+}
+
+pub(super) fn tagged_build(
+    db: &Connection,
+    template: &TemplateId,
+    tag: &str,
+) -> Result<Option<Build>, StoreError> {
+    if tag == DEFAULT_TAG {
+        return Ok(self::template(db, template)?.and_then(|template| template.build));
+    }
+    let mut query = db.prepare_cached(
+        "SELECT b.id, b.template, b.cpu_count, b.memory_mb, b.disk_mb, b.fingerprint, b.created_us
+         FROM tags t JOIN builds b ON b.id = t.build WHERE t.template = ?1 AND t.tag = ?2",
+    )?;
+    Ok(query.query_row([template.as_str(), tag], build_of).optional()?)
+}
+
+pub(super) fn snapshots(db: &Connection, filter: &SnapshotFilter) -> Result<Vec<Snapshot>, StoreError> {
+    let mut condition = Condition::new();
+    let team = condition.bind(filter.team.to_string());
+    condition.require(&format!("t.team = {team}"));
+    if let Some(sandbox) = filter.sandbox {
+        let sandbox = condition.bind(sandbox.to_string());
+        condition.require(&format!("s.sandbox = {sandbox}"));
+    }
+    if let Some(template) = &filter.template {
+        let template = condition.bind(template.to_string());
+        condition.require(&format!("t.id = {template}"));
+    }
+    if let Some(tag) = &filter.tag {
+        let tag = condition.bind(tag.clone());
+        condition.require(&format!("g.tag = {tag}"));
+    }
+    if let Some((created, build)) = filter.after {
+        let created = condition.bind(created.as_microsecond());
+        let build = condition.bind(build.to_string());
+        condition
+            .require(&format!("(b.created_us < {created} OR (b.created_us = {created} AND b.id > {build}))"));
+    }
+    let sql = format!(
+        "SELECT b.id, b.template, b.cpu_count, b.memory_mb, b.disk_mb, b.fingerprint, b.created_us,
+                g.tag, s.sandbox,
+                (SELECT alias FROM aliases WHERE template = t.id ORDER BY position LIMIT 1)
+         FROM snapshots s JOIN builds b ON b.id = s.build JOIN tags g ON g.build = b.id
+             JOIN templates t ON t.id = b.template{}
+         ORDER BY b.created_us DESC, b.id ASC LIMIT {}",
+        condition.sql, filter.limit
+    );
+    let mut query = db.prepare_cached(&sql)?;
+    let rows = query.query_map(condition.values().as_slice(), |row| {
+        Ok(Snapshot { build: build_of(row)?, tag: row.get(7)?, sandbox: parsed(row, 8)?, alias: row.get(9)? })
+    })?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
+pub(super) fn builds(db: &Connection) -> Result<Vec<BuildId>, StoreError> {
+    let mut query = db.prepare_cached("SELECT id FROM builds")?;
+    let rows = query.query_map([], |row| parsed(row, 0))?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
+fn build_of(row: &Row<'_>) -> rusqlite::Result<Build> {
+    Ok(Build {
+        id: parsed(row, 0)?,
+        template: parsed(row, 1)?,
+        resources: Resources { cpu_count: row.get(2)?, memory_mb: row.get(3)?, disk_mb: row.get(4)? },
+        fingerprint: row.get(5)?,
+        created_at: time(row, 6)?,
+    })
 }
 
 fn template_of(row: &Row<'_>) -> rusqlite::Result<Template> {
@@ -166,9 +238,13 @@ struct Condition {
 // === impl Condition ===
 
 impl Condition {
+    fn new() -> Self {
+        Self { sql: String::new(), values: Vec::new() }
+    }
+
     /// All of the filter but its paging.
     fn of(filter: &SandboxFilter) -> Result<Self, StoreError> {
-        let mut condition = Self { sql: String::new(), values: Vec::new() };
+        let mut condition = Self::new();
         if let Some(team) = filter.team {
             let team = condition.bind(team.to_string());
             condition.require(&format!("team = {team}"));

@@ -7,7 +7,8 @@ use rusqlite::Connection;
 use crate::store::StoreError;
 
 /// Migration 1 stands first.
-const MIGRATIONS: &[&str] = &["
+const MIGRATIONS: &[&str] = &[
+    "
     CREATE TABLE openings (
         number INTEGER PRIMARY KEY AUTOINCREMENT
     ) STRICT;
@@ -79,7 +80,26 @@ const MIGRATIONS: &[&str] = &["
         PRIMARY KEY (team, key)
     ) STRICT;
     CREATE INDEX idempotency_by_expiry ON idempotency (expires_us);
-"];
+",
+    "
+    ALTER TABLE templates ADD COLUMN snapshot INTEGER NOT NULL DEFAULT 0;
+    -- What tags point to; the default tag of a template that is no snapshot is its build.
+    CREATE TABLE tags (
+        template TEXT NOT NULL REFERENCES templates (id) ON DELETE CASCADE,
+        tag TEXT NOT NULL,
+        build TEXT NOT NULL REFERENCES builds (id) ON DELETE CASCADE,
+        PRIMARY KEY (template, tag)
+    ) STRICT;
+    CREATE INDEX tags_by_build ON tags (build);
+    -- The sandboxes that builds were made of.
+    CREATE TABLE snapshots (
+        build TEXT PRIMARY KEY REFERENCES builds (id) ON DELETE CASCADE,
+        sandbox TEXT NOT NULL
+    ) STRICT;
+    CREATE INDEX builds_by_template ON builds (template);
+    CREATE INDEX sandboxes_by_template ON sandboxes (template);
+",
+];
 
 /// Brings the file to the newest schema, each step in its own transaction.
 pub(super) fn migrate(connection: &mut Connection) -> Result<(), StoreError> {

@@ -9,7 +9,7 @@ use super::reads::state_text;
 use crate::{
     id::{KeyId, SandboxId, TeamId, TemplateId},
     sandbox::SandboxRecord,
-    store::{ApiKey, Build, Idempotency, Standing, StoreError, Team, Template},
+    store::{ApiKey, Build, DEFAULT_TAG, Idempotency, Standing, StoreError, Team, Template},
 };
 
 /// Counts this opening of the file.
@@ -136,6 +136,87 @@ pub(super) fn add_build(db: &Connection, build: &Build) -> Result<(), StoreError
         params![id, template, build.created_at.as_microsecond()],
     )?;
     Ok(())
+}
+
+pub(super) fn add_snapshot(
+    db: &Connection,
+    template: &Template,
+    build: &Build,
+    tag: &str,
+    sandbox: SandboxId,
+) -> Result<(), StoreError> {
+    let id = template.id.as_str();
+    let known: Option<bool> =
+        db.query_row("SELECT snapshot FROM templates WHERE id = ?1", [id], |row| row.get(0)).optional()?;
+    match known {
+        Some(true) => {}
+        Some(false) => return Err(StoreError::Conflict(template.aliases.join(", "))),
+        None => put_template(db, template)?,
+    }
+    let before: Option<String> =
+        db.query_row("SELECT build FROM templates WHERE id = ?1", [id], |row| row.get(0))?;
+    add_build(db, build)?;
+    let now = build.id.to_string();
+    let default = if tag == DEFAULT_TAG { Some(now.as_str()) } else { before.as_deref() };
+    db.execute("UPDATE templates SET snapshot = 1, build = ?2 WHERE id = ?1", params![id, default])?;
+    db.execute("INSERT INTO snapshots (build, sandbox) VALUES (?1, ?2)", params![now, sandbox.to_string()])?;
+    let former: Option<String> = db
+        .query_row("SELECT build FROM tags WHERE template = ?1 AND tag = ?2", [id, tag], |row| row.get(0))
+        .optional()?;
+    db.execute("INSERT OR REPLACE INTO tags (template, tag, build) VALUES (?1, ?2, ?3)", [id, tag, &now])?;
+    former.map_or(Ok(()), |former| drop_untagged(db, &former))
+}
+
+/// A build that no tag points to any more is nobody's.
+fn drop_untagged(db: &Connection, build: &str) -> Result<(), StoreError> {
+    db.execute(
+        "DELETE FROM builds WHERE id = ?1 AND NOT EXISTS (SELECT 1 FROM tags WHERE build = ?1)
+             AND NOT EXISTS (SELECT 1 FROM templates WHERE build = ?1)",
+        [build],
+    )?;
+    Ok(())
+}
+
+pub(super) fn remove_template(db: &Connection, id: &TemplateId, tag: Option<&str>) -> Result<(), StoreError> {
+    let id = id.as_str();
+    if let Some(tag) = tag {
+        let build: Option<String> = db
+            .query_row("SELECT build FROM tags WHERE template = ?1 AND tag = ?2", [id, tag], |row| row.get(0))
+            .optional()?;
+        if let Some(build) = build {
+            let others: i64 = db.query_row(
+                "SELECT count(*) FROM tags WHERE template = ?1 AND tag <> ?2",
+                [id, tag],
+                |row| row.get(0),
+            )?;
+            if others > 0 {
+                let users: i64 = db.query_row(
+                    "SELECT count(*) FROM sandboxes WHERE template = ?1 AND json_extract(spec, '$.build') = ?2
+                         AND state <> 'killing'",
+                    [id, &build],
+                    |row| row.get(0),
+                )?;
+                if users > 0 {
+                    return Err(StoreError::InUse);
+                }
+                db.execute("DELETE FROM tags WHERE template = ?1 AND tag = ?2", [id, tag])?;
+                db.execute("UPDATE templates SET build = NULL WHERE id = ?1 AND build = ?2", [id, &build])?;
+                return drop_untagged(db, &build);
+            }
+        } else if tag != DEFAULT_TAG {
+            return Err(StoreError::Missing);
+        }
+    }
+    let users: i64 = db.query_row(
+        "SELECT count(*) FROM sandboxes WHERE template = ?1 AND state <> 'killing'",
+        [id],
+        |row| row.get(0),
+    )?;
+    if users > 0 {
+        return Err(StoreError::InUse);
+    }
+    db.execute("UPDATE templates SET build = NULL WHERE id = ?1", [id])?;
+    one(db.execute("DELETE FROM templates WHERE id = ?1", [id])?)
 }
 
 pub(super) fn count_spawn(db: &Connection, id: &TemplateId, at: Timestamp) -> Result<(), StoreError> {
