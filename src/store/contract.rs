@@ -199,7 +199,7 @@ async fn snapshots_and_tags(store: &dyn Store) {
     let elsewhere = SandboxId::generate(&OsEntropy);
     store.add_snapshot(unnamed.clone(), other.clone(), "default", elsewhere).await.unwrap();
     let visible = store.templates(ours.id).await.unwrap();
-    assert_eq!(visible.into_iter().map(|template| template.id).collect::<Vec<_>>(), [ordinary.id.clone()]);
+    assert!(visible.iter().map(|template| &template.id).eq([&ordinary.id]));
     assert!(store.resolve_template(ours.id, Some("ours"), "snap").await.unwrap().is_some());
 
     let all =
