@@ -43,6 +43,11 @@ pub fn document() -> String {
     openapi::render(&documented().into_openapi())
 }
 
+/// Each method and path of E2B's that this version knows and does not have.
+pub fn unbuilt() -> impl Iterator<Item = (&'static http::Method, &'static str)> {
+    unbuilt::endpoints()
+}
+
 fn documented() -> OpenApiRouter<AppState> {
     OpenApiRouter::with_openapi(openapi::Document::openapi())
         .routes(routes!(health::health))

@@ -6,6 +6,7 @@ mod admin;
 mod auth;
 mod bad_input;
 mod document;
+mod endpoints;
 mod idempotency;
 mod lists;
 mod observed;
