@@ -172,7 +172,7 @@ impl Gateway {
             Ok(Destination::Sandbox(address)) => {
                 self.inner.stack.clone().oneshot(Inbound { address, request }).await
             }
-            Err(error) => Ok(rescue::plain(StatusCode::BAD_REQUEST, error.to_string())),
+            Err(error) => Ok(rescue::nobody(&request, error)),
         };
         match answered {
             Ok(response) => response,

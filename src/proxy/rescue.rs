@@ -1,7 +1,8 @@
 //! The one place where errors become answers: JSON for programs, a page for people.
 //!
 //! Statuses, fields and texts: contract/sandbox 7. Every answer lets other origins read it, so
-//! that a dashboard in a browser sees why; nothing in it is secret.
+//! that a dashboard in a browser sees why; nothing in it is secret. For the same reason a preflight
+//! that no sandbox can answer is answered here: the browser then asks, and is told the error.
 
 use std::{
     convert::Infallible,
@@ -11,8 +12,12 @@ use std::{
 use axum::body::Body;
 use futures_util::{TryFutureExt as _, future::BoxFuture};
 use http::{
-    HeaderMap, HeaderValue, Request, Response, StatusCode,
-    header::{ACCEPT, ACCESS_CONTROL_ALLOW_ORIGIN, CONTENT_TYPE, USER_AGENT},
+    HeaderMap, HeaderValue, Method, Request, Response, StatusCode,
+    header::{
+        ACCEPT, ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
+        ACCESS_CONTROL_REQUEST_HEADERS, ACCESS_CONTROL_REQUEST_METHOD, CONTENT_TYPE, ORIGIN, USER_AGENT,
+        VARY,
+    },
 };
 use http_body::Body as _;
 use serde::Serialize;
@@ -20,7 +25,7 @@ use tower::{Layer, Service};
 
 use super::{
     error::{Cause, ProxyError},
-    host::Address,
+    host::{Address, HostError},
     target::Inbound,
 };
 use crate::body::{self, Loan};
@@ -28,6 +33,8 @@ use crate::body::{self, Loan};
 const JSON: HeaderValue = HeaderValue::from_static("application/json; charset=utf-8");
 const HTML: HeaderValue = HeaderValue::from_static("text/html; charset=utf-8");
 const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
+const VARIES: HeaderValue =
+    HeaderValue::from_static("Origin, Access-Control-Request-Method, Access-Control-Request-Headers");
 const BROWSERS: [&str; 7] = ["mozilla", "chrome", "safari", "firefox", "edge", "opera", "msie"];
 
 /// Puts the rescue in front of a stack.
@@ -38,6 +45,13 @@ pub(super) struct RescueLayer;
 #[derive(Debug, Clone)]
 pub(super) struct Rescue<S> {
     inner: S,
+}
+
+/// A browser's question whether a page of another origin may ask: method and fields that it may use.
+#[derive(Debug, Clone)]
+struct Preflight {
+    method: HeaderValue,
+    fields: Option<HeaderValue>,
 }
 
 /// The body of a JSON answer; fields in the contract's order.
@@ -85,6 +99,7 @@ where
 
     fn call(&mut self, inbound: Inbound) -> Self::Future {
         let page = wants_page(inbound.request.headers());
+        let preflight = Preflight::of(&inbound.request);
         let Inbound { address, request } = inbound;
         let (request, loan) = lend(request);
         let answer = self.inner.call(Inbound { address: address.clone(), request });
@@ -93,7 +108,12 @@ where
             if let Some(loan) = loan {
                 loan.read_out().await;
             }
-            Ok(if page { answer_page(&error, &address) } else { answer_program(&error, &address) })
+            Ok(match preflight {
+                // What is reserved is so by any method.
+                Some(preflight) if !matches!(error, ProxyError::Reserved { .. }) => preflight.answer(),
+                _ if page => answer_page(&error, &address),
+                _ => answer_program(&error, &address),
+            })
         }))
     }
 }
@@ -108,7 +128,40 @@ fn lend(request: Request<Body>) -> (Request<Body>, Option<Loan<Body>>) {
     (Request::from_parts(head, Body::new(lent)), Some(loan))
 }
 
-/// The answer to a request that is for nobody.
+// === impl Preflight ===
+
+impl Preflight {
+    fn of<B>(request: &Request<B>) -> Option<Self> {
+        let headers = request.headers();
+        if request.method() != Method::OPTIONS || !headers.contains_key(ORIGIN) {
+            return None;
+        }
+        let method = headers.get(ACCESS_CONTROL_REQUEST_METHOD)?.clone();
+        Some(Self { method, fields: headers.get(ACCESS_CONTROL_REQUEST_HEADERS).cloned() })
+    }
+
+    /// Yes to this one request. No word on how long: what answers next time may say otherwise.
+    fn answer(self) -> Response<Body> {
+        let mut response = Response::new(Body::empty());
+        *response.status_mut() = StatusCode::NO_CONTENT;
+        let headers = response.headers_mut();
+        headers.insert(VARY, VARIES);
+        headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
+        headers.insert(ACCESS_CONTROL_ALLOW_METHODS, self.method);
+        if let Some(fields) = self.fields {
+            headers.insert(ACCESS_CONTROL_ALLOW_HEADERS, fields);
+        }
+        response
+    }
+}
+
+/// The answer to a request whose host means nobody.
+pub(super) fn nobody<B>(request: &Request<B>, error: HostError) -> Response<Body> {
+    Preflight::of(request)
+        .map_or_else(|| plain(StatusCode::BAD_REQUEST, error.to_string()), Preflight::answer)
+}
+
+/// An answer in plain text.
 pub(super) fn plain(status: StatusCode, text: impl Into<String>) -> Response<Body> {
     respond(status, TEXT, text.into())
 }

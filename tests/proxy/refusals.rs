@@ -239,3 +239,35 @@ async fn preflights_reach_envd() {
     let answer = super::rig::Answer::read(&rig.raw(request).await);
     assert_eq!((answer.status, answer.json()["method"].as_str()), (200, Some("OPTIONS")));
 }
+
+#[tokio::test]
+async fn preflights_that_no_sandbox_can_answer_are_allowed() {
+    let rig = Rig::start().await;
+    rig.tell(8000);
+    let private = rig.sandbox().await;
+    rig.change(private, |target| target.traffic_access_token = Some("secret".into()));
+    let stranger = SandboxId::generate(&OsEntropy);
+    let asked = "Origin: https://x.example\r\nAccess-Control-Request-Method: PURGE\r\n\
+                 Access-Control-Request-Headers: e2b-traffic-access-token\r\n";
+    let ask = async |host: &str, path: &str, fields: &str| {
+        let request = format!("OPTIONS {path} HTTP/1.1\r\nHost: {host}\r\n{fields}Connection: close\r\n\r\n");
+        super::rig::Answer::read(&rig.raw(request).await)
+    };
+    for name in
+        [host(8000, private), host(8000, stranger), host(49_983, stranger), format!("nodash.{DOMAIN}")]
+    {
+        let answer = ask(&name, "/x", asked).await;
+        assert_eq!((answer.status, answer.body.as_str()), (204, ""), "{name}");
+        for field in [
+            "access-control-allow-origin: *",
+            "access-control-allow-methods: PURGE",
+            "access-control-allow-headers: e2b-traffic-access-token",
+        ] {
+            assert!(answer.head.contains(field), "{answer:?}");
+        }
+        assert!(!answer.head.contains("access-control-max-age"), "{answer:?}");
+        // Without the question it is an OPTIONS like any other.
+        assert!(ask(&name, "/x", "Origin: https://x.example\r\n").await.status >= 400, "{name}");
+    }
+    assert_eq!(ask(&host(49_983, private), "/init", asked).await.status, 404);
+}

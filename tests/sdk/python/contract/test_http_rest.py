@@ -89,13 +89,13 @@ def test_metrics_of_the_page_cache(box):
 
 @row("GET /metrics gives the CPU used since the last call, of all CPUs, with two decimals.")
 def test_metrics_of_the_cpu(box):
-    metrics(box)
+    eventually(lambda: metrics(box)["cpu_used_pct"], lambda used: used < 5)
     burner = box.sandbox.commands.run(
         "for i in $(seq $(nproc)); do (while :; do :; done) & done; wait", background=True, timeout=60
     )
     try:
-        # Other tests may share the host's CPUs: a good part of them is enough.
-        used = eventually(lambda: metrics(box)["cpu_used_pct"], lambda used: used > 30)
+        # Others may share the host's CPUs: more than before is enough.
+        used = eventually(lambda: metrics(box)["cpu_used_pct"], lambda used: used > 10, seconds=60)
         assert used <= 100 and round(used, 2) == used
     finally:
         burner.kill()
