@@ -11,11 +11,12 @@ struct Rule {
     may: &'static [&'static str],
 }
 
-const WORDS: &[&str] = &["body", "id", "clock", "error", "sandbox", "wire"];
+const WORDS: &[&str] = &["body", "hold", "id", "clock", "error", "sandbox", "wire"];
 
 /// First match wins, so the narrower room stands first.
 const RULES: &[Rule] = &[
     Rule { room: "body", may: WORDS },
+    Rule { room: "hold", may: WORDS },
     Rule { room: "id", may: WORDS },
     Rule { room: "clock", may: WORDS },
     Rule { room: "error", may: WORDS },
@@ -67,6 +68,7 @@ const RULES: &[Rule] = &[
         room: "proxy",
         may: &[
             "body",
+            "hold",
             "id",
             "clock",
             "error",
@@ -81,6 +83,7 @@ const RULES: &[Rule] = &[
         room: "routes",
         may: &[
             "body",
+            "hold",
             "id",
             "clock",
             "error",

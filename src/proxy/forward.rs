@@ -15,12 +15,12 @@ use tokio_util::sync::CancellationToken;
 use super::{
     connect::{Connector, Lease},
     error::{Cause, ProxyError},
-    gateway::Hold,
     headers,
     limit::Share,
     target::Bound,
     upgrade::{self, Tunnel},
 };
+use crate::hold::Hold;
 
 /// A response body on its way out, with all that must live as long as it.
 #[derive(Debug)]

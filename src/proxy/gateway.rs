@@ -28,10 +28,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
 };
-use tokio_util::{
-    sync::CancellationToken,
-    task::{TaskTracker, task_tracker::TaskTrackerToken},
-};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt as _;
 
 use super::{
@@ -43,7 +40,7 @@ use super::{
     target::Inbound,
     tls::{Acceptor, Opened},
 };
-use crate::{id::SandboxId, runtime::registry::Registry};
+use crate::{hold::Hold, id::SandboxId, runtime::registry::Registry};
 
 /// The bytes of all headers of one request.
 const MAX_HEADER_BYTES: usize = 64 * 1024;
@@ -98,14 +95,6 @@ struct Connection {
     peer: SocketAddr,
     activity: Arc<Activity>,
     hold: Hold,
-}
-
-/// Keeps a connection's share of the bound; a tunnel keeps a clone of it for as long as it lasts.
-#[derive(Debug, Clone)]
-pub(super) struct Hold {
-    cut: CancellationToken,
-    _permit: Arc<OwnedSemaphorePermit>,
-    _tracked: TaskTrackerToken,
 }
 
 /// A response that is in flight until it has been sent or dropped.
@@ -200,9 +189,9 @@ pub async fn serve(listener: TcpListener, gateway: Gateway, shutdown: Cancellati
             gateway: gateway.clone(),
             peer,
             activity: Arc::new(Activity::default()),
-            hold: Hold { cut: cut.clone(), _permit: Arc::new(permit), _tracked: connections.token() },
+            hold: Hold::new(cut.child_token(), (permit, connections.token())),
         };
-        let (server, shutdown, cut) = (Arc::clone(&server), shutdown.clone(), cut.clone());
+        let (server, shutdown, cut) = (Arc::clone(&server), shutdown.clone(), connection.hold.is_cut());
         connections.spawn(async move {
             tokio::select! {
                 () = converse(&server, socket, connection, &shutdown) => {}
@@ -324,15 +313,6 @@ impl hyper::service::Service<Request<Incoming>> for Connection {
             }
             Ok(response.map(|body| Watched { body, _in_flight: in_flight }))
         })
-    }
-}
-
-// === impl Hold ===
-
-impl Hold {
-    /// Fires when the server can wait no longer.
-    pub(super) fn cut(&self) -> CancellationToken {
-        self.cut.clone()
     }
 }
 

@@ -14,7 +14,8 @@ use hyper_util::rt::TokioIo;
 use tokio::io::copy_bidirectional_with_sizes;
 use tokio_util::sync::CancellationToken;
 
-use super::{connect::Lease, gateway::Hold, limit::Share};
+use super::{connect::Lease, limit::Share};
+use crate::hold::Hold;
 
 /// Per direction.
 const BUFFER: usize = 16 * 1024;
@@ -34,7 +35,7 @@ pub(super) struct Tunnel {
 pub(super) fn start(tunnel: Tunnel) {
     tokio::spawn(async move {
         let Tunnel { client, guest, ended, hold, share, lease } = tunnel;
-        let drained = hold.as_ref().map_or_else(CancellationToken::new, Hold::cut);
+        let drained = hold.as_ref().map_or_else(CancellationToken::new, Hold::is_cut);
         let copying = async {
             let (client, guest) = try_join(client, guest).await?;
             let (mut client, mut guest) = (TokioIo::new(client), TokioIo::new(guest));

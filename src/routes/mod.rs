@@ -22,7 +22,7 @@ use utoipa::OpenApi as _;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 pub use state::{AppState, Settings};
-pub use streams::Streams;
+pub use streams::{Bounds, Streams, Usage};
 
 /// Every route of the control plane, with its layers.
 pub fn router(state: AppState) -> Router {

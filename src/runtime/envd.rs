@@ -22,7 +22,7 @@ use crate::sandbox::ENVD_PORT;
 
 /// How long a stream through the link may take to open.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a call may take; input to a process that reads nothing takes forever.
+/// How long a call may take.
 const CALL_TIMEOUT: Duration = Duration::from_mins(1);
 /// How long a broken stream may be the first sign of the sandbox's end.
 const LAST_WORDS: Duration = Duration::from_millis(300);
@@ -62,6 +62,8 @@ pub struct EnvdClient {
     target: Target,
     token: Option<String>,
     user: Option<String>,
+    /// How long a call may take; none: as long as the run lasts.
+    patience: Option<Duration>,
     idle: Option<Connection>,
 }
 
@@ -99,12 +101,28 @@ struct EndOfStream {
 impl EnvdClient {
     /// A client of this run; `token` is what its envd wants.
     pub(super) fn new(target: Target, token: Option<String>) -> Self {
-        Self { target, token, user: None, idle: None }
+        Self { target, token, user: None, patience: Some(CALL_TIMEOUT), idle: None }
     }
 
     /// Acts as this user of the sandbox from now on; none: its default user.
     pub fn act_as(&mut self, user: Option<String>) {
         self.user = user;
+    }
+
+    /// Another client of the same run, token and user, whose calls do not wait for this one's.
+    pub fn sibling(&self) -> Self {
+        Self {
+            target: self.target.clone(),
+            token: self.token.clone(),
+            user: self.user.clone(),
+            patience: self.patience,
+            idle: None,
+        }
+    }
+
+    /// Lets calls take as long as the run lasts: input waits until its process reads it.
+    pub fn wait(&mut self) {
+        self.patience = None;
     }
 
     /// The run that it belongs to.
@@ -131,8 +149,10 @@ impl EnvdClient {
             self.idle = Some(connection);
             Ok(answer)
         };
+        let patience = self.patience;
         let answer = until_end(&self.target.clone(), async {
-            timeout(CALL_TIMEOUT, exchange)
+            let Some(patience) = patience else { return exchange.await };
+            timeout(patience, exchange)
                 .await
                 .unwrap_or_else(|_| Err(CallError::Broken("the call took too long".to_owned())))
         })

@@ -11,6 +11,7 @@ mod idempotency;
 mod lists;
 mod observed;
 mod sandboxes;
+mod streams;
 mod templates;
 
 use std::{sync::Arc, time::Duration};

@@ -4,10 +4,11 @@
 use std::{marker::PhantomData, sync::Arc};
 
 use axum::extract::FromRequestParts;
-use http::{HeaderMap, StatusCode, Uri, header, request::Parts};
+use http::{HeaderMap, StatusCode, Uri, Version, header, request::Parts};
 
-use super::ticket::Kind;
+use super::{Connection, Streams, message::Refusal, ticket::Kind};
 use crate::{
+    hold::Hold,
     id::SandboxId,
     routes::{
         auth::{self, Actor},
@@ -24,6 +25,8 @@ pub(crate) struct Visitor<D> {
     pub(super) team: Arc<Team>,
     pub(super) sandbox: SandboxId,
     pub(super) query: Query,
+    hold: Option<Hold>,
+    shared: bool,
     door: PhantomData<D>,
 }
 
@@ -40,26 +43,34 @@ impl<D: Door> FromRequestParts<AppState> for Visitor<D> {
 
     async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, ApiError> {
         let query = Query::from_request_parts(parts, state).await?;
-        let Some(secret) = query.get("ticket") else {
-            let Actor(team) = Actor::from_request_parts(parts, state).await?;
-            if parts.headers.contains_key(header::UPGRADE) {
-                check_origin(&parts.headers, &parts.uri, &state.settings)?;
-            }
-            let sandbox = SandboxPath::from_request_parts(parts, state).await?.id()?;
-            return Ok(Self { team, sandbox, query, door: PhantomData });
-        };
         check_origin(&parts.headers, &parts.uri, &state.settings)?;
-        let sandbox = SandboxPath::from_request_parts(parts, state).await?.id()?;
-        let slug = state
-            .streams
-            .tickets()
-            .redeem(secret, sandbox, D::KIND, state.clock.now())
-            .and_then(|slug| state.keys.team(&slug))
-            .ok_or_else(|| {
-                ApiError::unauthorized("the ticket is unknown, used, expired or for something else")
-            })?;
-        let Actor(team) = auth::acting(slug)?;
-        Ok(Self { team, sandbox, query, door: PhantomData })
+        let sandbox = SandboxPath::from_request_parts(parts, state).await?;
+        let (team, sandbox) = match query.get("ticket") {
+            None => {
+                let Actor(team) = Actor::from_request_parts(parts, state).await?;
+                (team, sandbox.id()?)
+            }
+            Some(secret) => {
+                let sandbox = sandbox.id()?;
+                let tickets = state.streams.tickets();
+                let slug = tickets.redeem(secret, sandbox, D::KIND, state.clock.now());
+                let slug = slug.and_then(|slug| state.keys.team(&slug)).ok_or_else(|| {
+                    ApiError::unauthorized("the ticket is unknown, used, expired or for something else")
+                })?;
+                let Actor(team) = auth::acting(slug)?;
+                (team, sandbox)
+            }
+        };
+        let hold = parts.extensions.get().cloned();
+        let shared = parts.version == Version::HTTP_2;
+        Ok(Self { team, sandbox, query, hold, shared, door: PhantomData })
+    }
+}
+
+impl<D> Visitor<D> {
+    /// A share of the bound on connections.
+    pub(super) fn connection(&self, streams: &Streams) -> Result<Connection, Refusal> {
+        streams.connection(self.hold.clone(), self.shared)
     }
 }
 

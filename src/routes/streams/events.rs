@@ -6,37 +6,59 @@ use axum::response::{
     IntoResponse as _, Response,
     sse::{Event, KeepAlive, Sse},
 };
-use futures_util::{StreamExt as _, stream};
+use futures_util::stream;
 use http::{HeaderMap, StatusCode};
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::{sync::mpsc, time::timeout};
 
 use super::{
+    Connection,
     message::{Refusal, StreamMessage},
     processes::Attachment,
     ring::Step,
 };
 use crate::routes::reply::ApiError;
 
-/// Answers with the stream until it ends or the client goes away.
-pub(super) fn serve(attachment: Attachment, connection: OwnedSemaphorePermit) -> Response {
-    let Attachment { name, opening, follower, .. } = attachment;
-    let opening: Vec<_> = opening
-        .iter()
-        .map(|message| Ok::<_, Infallible>(Event::default().data(message.text().as_str())))
-        .collect();
-    let following = stream::unfold((follower, connection), move |(mut follower, connection)| {
-        let name = name.clone();
-        async move {
-            let event = match follower.next().await? {
-                Step::Message(seq, text) => Event::default().id(format!("{name}:{seq}")).data(text.as_str()),
-                Step::Lost(from, to) => {
-                    Event::default().data(StreamMessage::Lost { from, to: Some(to) }.text().as_str())
-                }
-            };
-            Some((Ok(event), (follower, connection)))
-        }
+/// Answers with the stream until it ends, or the client goes away or takes nothing.
+pub(super) fn serve(attachment: Attachment, connection: Connection) -> Response {
+    let (sender, receiver) = mpsc::channel(1);
+    // A body that nobody takes is not polled: somebody else has to watch the time.
+    tokio::spawn(feed(attachment, connection, sender));
+    let events = stream::unfold(receiver, |mut receiver| async move {
+        receiver.recv().await.map(|event| (Ok::<Event, Infallible>(event), receiver))
     });
-    Sse::new(stream::iter(opening).chain(following)).keep_alive(KeepAlive::default()).into_response()
+    Sse::new(events).keep_alive(KeepAlive::default()).into_response()
+}
+
+/// Gives a stream's events to the answer's body, as long as there is one.
+async fn feed(attachment: Attachment, connection: Connection, body: mpsc::Sender<Event>) {
+    let Attachment { name, opening, mut follower, .. } = attachment;
+    let mut opening = opening.into_iter();
+    loop {
+        let (event, last) = if let Some(message) = opening.next() {
+            (data(&message), false)
+        } else {
+            let step = tokio::select! {
+                step = follower.next() => step,
+                () = body.closed() => return,
+            };
+            match step {
+                Step::Message(seq, text) => {
+                    (Event::default().id(format!("{name}:{seq}")).data(text.as_str()), false)
+                }
+                Step::Lost(from, to) => (data(&StreamMessage::Lost { from, to: Some(to) }), false),
+                Step::End(ending) => (data(&ending.event()), true),
+            }
+        };
+        match timeout(connection.bounds.unread, body.send(event)).await {
+            Ok(Ok(())) if !last => {}
+            Ok(_) => return,
+            Err(_) => return connection.cut(),
+        }
+    }
+}
+
+fn data(message: &StreamMessage) -> Event {
+    Event::default().data(message.text().as_str())
 }
 
 /// The stream and number that a browser saw last.

@@ -49,22 +49,23 @@ pub(crate) struct StartProcess {
 pub(crate) enum ClientMessage {
     /// Starts a process.
     Start(StartProcess),
-    /// Bytes for its standard input or terminal. They are passed on in order, and the next message
-    /// is read when the process has taken them.
+    /// Bytes for its standard input or terminal, passed on in order, and after the signals and sizes
+    /// that were sent before them. What a process does not take waits, 256 KiB of it; when
+    /// it takes nothing for 5 s more is refused with `resource_exhausted`, until the rest is taken.
     Input {
         /// The bytes in base64.
         data: String,
     },
-    /// Ends its standard input.
+    /// Ends its standard input, after the input before it.
     CloseInput,
-    /// Changes its terminal's size.
+    /// Changes its terminal's size. Does not wait for input.
     Resize {
         /// Columns.
         cols: u16,
         /// Rows.
         rows: u16,
     },
-    /// Signals it.
+    /// Signals it. Does not wait for input.
     Signal {
         /// `SIGTERM` or `SIGKILL`.
         signal: String,
@@ -146,10 +147,18 @@ pub(crate) enum StreamMessage {
         /// What is wrong, for people.
         message: String,
     },
+    /// The last of server-sent events, in place of a WebSocket's close frame: why nothing follows.
+    Closed {
+        /// 1000 it has ended, 1001 the server stops, 1008 refused, 1011 it broke; 4000 the sandbox has
+        /// ended, 4001 the client did not read, 4002 did not answer to pings, 4003 nobody followed.
+        code: u16,
+        /// For people.
+        reason: String,
+    },
 }
 
 /// Why a stream does not begin, or a client's message was not obeyed.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Refusal {
     /// Connect's code.
     pub(super) code: String,

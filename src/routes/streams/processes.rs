@@ -8,7 +8,6 @@ use axum::{
     response::Response,
 };
 use http::HeaderMap;
-use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
     Stream,
@@ -92,7 +91,7 @@ pub(crate) async fn processes(
 ) -> Result<Response, ApiError> {
     let selector = selector(&visitor.query)?;
     let wanted = Wanted::read(&visitor, &headers)?;
-    let connection = state.streams.connection()?;
+    let connection = visitor.connection(&state.streams)?;
     // Foreign sandboxes are refused before anything is upgraded.
     state.registry.envd(wanted.team, wanted.sandbox)?;
     let Ok(upgrade) = upgrade else {
@@ -102,19 +101,17 @@ pub(crate) async fn processes(
         return Ok(events::serve(wanted.follow(&state, selector, false).await?, connection));
     };
     Ok(socket::bounded(upgrade).on_upgrade(move |mut socket| async move {
-        let _connection: OwnedSemaphorePermit = connection;
-        let attached = match selector {
-            Some(selector) => wanted.follow(&state, selector, false).await,
-            None => match socket::first(&mut socket).await {
-                Ok(ClientMessage::Start(start)) => wanted.start(&state, start).await,
-                Ok(_) => Err(Refusal::new("invalid_argument", "the first message is start")),
-                Err(refusal) => Err(refusal),
-            },
-        };
-        match attached {
-            Ok(attachment) => socket::serve(socket, attachment).await,
-            Err(refusal) => socket::refuse(socket, refusal).await,
+        if let Some(selector) = selector {
+            return socket::run(socket, connection, wanted.follow(&state, selector, false)).await;
         }
+        let refusal = match socket::first(&mut socket, &connection).await {
+            Ok(ClientMessage::Start(start)) => {
+                return socket::run(socket, connection, wanted.start(&state, start)).await;
+            }
+            Ok(_) => Refusal::new("invalid_argument", "the first message is start"),
+            Err(refusal) => refusal,
+        };
+        socket::refuse(socket, refusal, connection).await;
     }))
 }
 

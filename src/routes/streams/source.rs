@@ -3,7 +3,10 @@
 use serde::Deserialize;
 use serde_json::json;
 
-use super::message::{Refusal, StartProcess, StreamMessage};
+use super::{
+    ending::Ending,
+    message::{Refusal, StartProcess, StreamMessage},
+};
 use crate::runtime::registry::{CallError, EnvdClient, Messages};
 
 /// One of envd's streams, past its first message.
@@ -132,9 +135,9 @@ impl Source {
         }
     }
 
-    /// The next message and whether it is the last one. Failures are last messages too.
+    /// The next message, and why it is the last one if it is. Failures are last messages too.
     /// Cancel-safe.
-    pub(super) async fn next(&mut self, seq: u64) -> (StreamMessage, bool) {
+    pub(super) async fn next(&mut self, seq: u64) -> (StreamMessage, Option<Ending>) {
         loop {
             let next = match self.kind {
                 What::Process => self.messages.next().await.map(|next| next.map(|next| process(next, seq))),
@@ -144,14 +147,19 @@ impl Source {
                 // Keepalives and what later versions may send.
                 Ok(Some(None)) => {}
                 Ok(Some(Some(message))) => {
-                    let last = matches!(message, StreamMessage::Exit { .. });
+                    let last = matches!(message, StreamMessage::Exit { .. }).then_some(Ending::Over);
                     return (message, last);
                 }
                 Ok(None) => {
                     let refusal = Refusal::new("unavailable", "the stream has ended");
-                    return (refusal.message(Some(seq)), true);
+                    return (refusal.clone().message(Some(seq)), Some(Ending::Broken(refusal)));
                 }
-                Err(error) => return (Refusal::from(error).message(Some(seq)), true),
+                Err(error) => {
+                    let gone = matches!(error, CallError::Ended);
+                    let refusal = Refusal::from(error);
+                    let last = if gone { Ending::SandboxEnded } else { Ending::Broken(refusal.clone()) };
+                    return (refusal.message(Some(seq)), Some(last));
+                }
             }
         }
     }

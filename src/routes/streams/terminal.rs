@@ -10,7 +10,6 @@ use axum::{
     response::Response,
 };
 use http::HeaderMap;
-use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
     access::{Door, Visitor},
@@ -70,18 +69,13 @@ pub(crate) async fn terminal(
     let shell = shell(size, query.get("user"), query.get("cwd"));
     let wanted = Wanted::read(&visitor, &headers)?;
     let upgrade = upgrade.map_err(|_| ApiError::bad_request("a terminal is a WebSocket: open it as one"))?;
-    let connection = state.streams.connection()?;
+    let connection = visitor.connection(&state.streams)?;
     // Foreign sandboxes are refused before anything is upgraded.
     state.registry.envd(wanted.team, wanted.sandbox)?;
     Ok(socket::bounded(upgrade).on_upgrade(move |socket| async move {
-        let _connection: OwnedSemaphorePermit = connection;
-        let attached = match selector {
-            Some(selector) => wanted.follow(&state, selector, true).await,
-            None => wanted.start(&state, shell).await,
-        };
-        match attached {
-            Ok(attachment) => socket::serve(socket, attachment).await,
-            Err(refusal) => socket::refuse(socket, refusal).await,
+        match selector {
+            Some(selector) => socket::run(socket, connection, wanted.follow(&state, selector, true)).await,
+            None => socket::run(socket, connection, wanted.start(&state, shell)).await,
         }
     }))
 }

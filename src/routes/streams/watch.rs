@@ -8,7 +8,6 @@ use axum::{
     response::Response,
 };
 use http::HeaderMap;
-use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
     access::{Door, Visitor},
@@ -75,18 +74,14 @@ pub(crate) async fn watch(
         user: visitor.query.get("user").map(str::to_owned),
     };
     let wanted = Wanted::read(&visitor, &headers)?;
-    let connection = state.streams.connection()?;
+    let connection = visitor.connection(&state.streams)?;
     // Foreign sandboxes are refused before anything is upgraded.
     state.registry.envd(wanted.team, wanted.sandbox)?;
     let Ok(upgrade) = upgrade else {
         return Ok(events::serve(observe(&state, wanted, place).await?, connection));
     };
     Ok(socket::bounded(upgrade).on_upgrade(move |socket| async move {
-        let _connection: OwnedSemaphorePermit = connection;
-        match observe(&state, wanted, place).await {
-            Ok(attachment) => socket::serve(socket, attachment).await,
-            Err(refusal) => socket::refuse(socket, refusal).await,
-        }
+        socket::run(socket, connection, observe(&state, wanted, place)).await;
     }))
 }
 
