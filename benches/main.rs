@@ -11,6 +11,7 @@ mod p13_start;
 mod p1_create;
 mod p2_first_command;
 mod p3_exec;
+mod p9_proxy;
 mod support;
 
 use anyhow::bail;
@@ -20,7 +21,7 @@ fn main() -> anyhow::Result<()> {
     // Cargo adds `--bench`; everything else names promises.
     let mut wanted: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with("--")).collect();
     if wanted.is_empty() {
-        wanted = ["p1", "p2", "p3", "p10", "p11", "p13"].map(str::to_owned).to_vec();
+        wanted = ["p1", "p2", "p3", "p9", "p10", "p11", "p13"].map(str::to_owned).to_vec();
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let mut report = Report::default();
@@ -29,10 +30,11 @@ fn main() -> anyhow::Result<()> {
             "p1" => runtime.block_on(p1_create::run(&mut report))?,
             "p2" => runtime.block_on(p2_first_command::run(&mut report))?,
             "p3" => runtime.block_on(p3_exec::run(&mut report))?,
+            "p9" => runtime.block_on(p9_proxy::run(&mut report))?,
             "p10" => runtime.block_on(p10_files::run(&mut report))?,
             "p11" => runtime.block_on(p11_stdout::run(&mut report))?,
             "p13" => p13_start::run(&mut report)?,
-            other => bail!("there is no promise {other}: p1, p2, p3, p10, p11 and p13 are measured here"),
+            other => bail!("there is no promise {other}: p1, p2, p3, p9, p10, p11 and p13 are measured here"),
         }
     }
     report.table();

@@ -117,8 +117,9 @@ fn download(server: &Server, sandbox: &Sandbox, size: u64) -> anyhow::Result<Dur
 /// Two of them, joined by a socket pair.
 fn dd(from: &Path, to: &Path, size: u64) -> anyhow::Result<Duration> {
     let (ours, theirs) = UnixStream::pair()?;
-    let (input, output) = (File::open(from)?, File::create(to)?);
     let begin = Instant::now();
+    // An upload, too, empties the file first.
+    let (input, output) = (File::open(from)?, File::create(to)?);
     let stage = |stdin: Stdio, stdout: Stdio| {
         Command::new("dd")
             .args(["bs=256K", "iflag=fullblock", "status=none"])

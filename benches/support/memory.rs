@@ -42,7 +42,7 @@ fn figure(pid: u32, name: &str) -> anyhow::Result<f64> {
 }
 
 /// The first process of the sandbox's machine: its helper has the same command line, and it as parent.
-fn guest(sandbox: &Sandbox) -> anyhow::Result<u32> {
+pub(crate) fn guest(sandbox: &Sandbox) -> anyhow::Result<u32> {
     let mut found: Vec<(u32, u32)> = Vec::new();
     for entry in fs::read_dir("/proc")? {
         let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };

@@ -2,6 +2,7 @@
 
 pub(crate) mod client;
 pub(crate) mod memory;
+pub(crate) mod net;
 pub(crate) mod report;
 pub(crate) mod server;
 

@@ -54,6 +54,11 @@ impl Series {
         sorted.get(rank - 1).map(|value| (value * 1e3).round() / 1e3)
     }
 
+    /// What lies between the medians, in milliseconds; none with too few samples for them.
+    pub(crate) fn above(&self, reference: &Self) -> Option<f64> {
+        Some(self.percentile(50)? - reference.percentile(50)?)
+    }
+
     fn percentiles(&self) -> Map<String, Value> {
         [50, 90, 95, 99]
             .into_iter()
