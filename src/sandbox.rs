@@ -69,6 +69,17 @@ pub struct NetworkConfig {
     pub mask_request_host: Option<String>,
 }
 
+/// The way out of a sandbox: the part of its network that may be changed while it runs.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Egress {
+    /// False: no way out but what the allow list names; none: not said.
+    pub allow_internet_access: Option<bool>,
+    /// Allow list.
+    pub allow_out: Vec<String>,
+    /// Deny list.
+    pub deny_out: Vec<String>,
+}
+
 /// All that a create request says, after validation and template resolution.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SandboxSpec {
@@ -104,6 +115,14 @@ impl SandboxSpec {
     /// The requested lifetime.
     pub fn timeout(&self) -> Duration {
         Duration::from_secs(self.timeout_s)
+    }
+
+    /// Replaces the whole way out; the way in stays as it is.
+    pub fn set_egress(&mut self, egress: Egress) {
+        self.allow_internet_access = egress.allow_internet_access;
+        let mut network = self.network.take().unwrap_or_default();
+        (network.allow_out, network.deny_out) = (egress.allow_out, egress.deny_out);
+        self.network = (network != NetworkConfig::default()).then_some(network);
     }
 
     /// False when user ports want the traffic token.

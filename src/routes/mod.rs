@@ -60,6 +60,7 @@ fn documented() -> OpenApiRouter<AppState> {
         .routes(routes!(sandboxes::resume::resume))
         .routes(routes!(sandboxes::timeout::timeout))
         .routes(routes!(sandboxes::refresh::refresh))
+        .routes(routes!(sandboxes::egress::set))
         .routes(routes!(sandboxes::logs::logs_v1))
         .routes(routes!(sandboxes::logs::logs_v2))
         .routes(routes!(sandboxes::metrics::of_one))

@@ -3,6 +3,7 @@
 
 pub(crate) mod connect;
 pub(crate) mod create;
+pub(crate) mod egress;
 pub(crate) mod get;
 mod idempotency;
 pub(crate) mod kill;

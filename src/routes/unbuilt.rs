@@ -20,7 +20,6 @@ const ROUTES: &[(&str, &[&Method], &str)] = &[
     ("fork", &[POST], "/sandboxes/{id}/fork"),
     ("snapshots", &[POST], "/sandboxes/{id}/snapshots"),
     ("snapshots", &[GET], "/snapshots"),
-    ("network update", &[PUT], "/sandboxes/{id}/network"),
     ("template builds", &[POST], "/v3/templates"),
     ("template builds", &[POST], "/v2/templates"),
     ("template builds", &[POST], "/templates"),

@@ -62,6 +62,8 @@ pub(super) enum Request {
     Pause,
     /// An image is to be made of it.
     Snapshot,
+    /// Its way out is to be another.
+    SetEgress,
     /// The deadline may have struck.
     Expire,
     /// It is to end.
@@ -132,7 +134,7 @@ impl Policy {
                     Ok(Verdict::Wait)
                 }
                 Request::Expire => Ok(Verdict::Keep),
-                Request::SetTimeout(_) | Request::Extend(_) | Request::Snapshot => {
+                Request::SetTimeout(_) | Request::Extend(_) | Request::Snapshot | Request::SetEgress => {
                     Err(Refusal::Transitioning)
                 }
             },
@@ -143,7 +145,9 @@ impl Policy {
                 }
                 Request::Pause => Err(Refusal::Paused),
                 Request::Expire => Ok(Verdict::Keep),
-                Request::SetTimeout(_) | Request::Extend(_) | Request::Snapshot => Err(Refusal::NotFound),
+                Request::SetTimeout(_) | Request::Extend(_) | Request::Snapshot | Request::SetEgress => {
+                    Err(Refusal::NotFound)
+                }
             },
             Stage::Resuming => match request {
                 Request::End => Ok(Verdict::TearDown),
@@ -151,9 +155,11 @@ impl Policy {
                     Ok(Verdict::Wait)
                 }
                 Request::Expire => Ok(Verdict::Keep),
-                Request::SetTimeout(_) | Request::Extend(_) | Request::Pause | Request::Snapshot => {
-                    Err(Refusal::Transitioning)
-                }
+                Request::SetTimeout(_)
+                | Request::Extend(_)
+                | Request::Pause
+                | Request::Snapshot
+                | Request::SetEgress => Err(Refusal::Transitioning),
             },
             Stage::Snapshotting => match request {
                 Request::End => Ok(Verdict::TearDown),
@@ -198,7 +204,7 @@ impl Policy {
                 let wanted = self.deadline(started_at, now, timeout);
                 Ok(if wanted > end_at { Verdict::Deadline(wanted) } else { Verdict::Keep })
             }
-            Request::Wake => Ok(Verdict::Keep),
+            Request::Wake | Request::SetEgress => Ok(Verdict::Keep),
             Request::Resume(_) => Err(Refusal::Running),
             Request::Pause => Ok(Verdict::Pause),
             Request::Snapshot => Ok(Verdict::Snapshot),

@@ -58,7 +58,7 @@ use crate::{
     clock::Clock,
     id::{Entropy, SandboxId, TeamId},
     runtime::engine::Engine,
-    sandbox::{SandboxRecord, SandboxSpec, SandboxState},
+    sandbox::{Egress, SandboxRecord, SandboxSpec, SandboxState},
     store::Store,
 };
 
@@ -232,6 +232,15 @@ impl Registry {
         let (reply, answer) = oneshot::channel();
         let command = Command::Pause { manner: Manner { memory, healthy }, reply };
         self.tell(&handle, id, command).await?;
+        answer.await.map_err(|_| self.missing(id))?
+    }
+
+    /// Replaces the way out of a running sandbox of the team.
+    pub async fn set_egress(&self, team: TeamId, id: SandboxId, egress: Egress) -> Result<(), LifeError> {
+        self.open()?;
+        let handle = self.handle(team, id)?;
+        let (reply, answer) = oneshot::channel();
+        self.tell(&handle, id, Command::SetEgress { egress, reply }).await?;
         answer.await.map_err(|_| self.missing(id))?
     }
 

@@ -39,6 +39,7 @@ async fn call(plane: &Plane, endpoint: &str) -> Answer {
     let body: Option<Value> = match endpoint {
         "POST /sandboxes" | "POST /v2/sandboxes" => Some(json!({"templateID": "base"})),
         "POST /sandboxes/{id}/connect" | "POST /sandboxes/{id}/timeout" => Some(json!({"timeout": 60})),
+        "PUT /sandboxes/{id}/network" => Some(json!({})),
         _ => None,
     };
     let query = if path == "/sandboxes/metrics" { "?sandbox_ids=i0123456789abcdefghij" } else { "" };

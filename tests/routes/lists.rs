@@ -1,6 +1,7 @@
 //! Lists: filters, order, pages.
 
 use axum::body::Body;
+use firkin::clock::Clock as _;
 use serde_json::{Value, json};
 
 use super::{Plane, request};
@@ -73,10 +74,40 @@ async fn filters_are_all_applied() {
         let listed = plane.call("GET", &format!("/v2/sandboxes?{query}"), None).await;
         assert_eq!(listed.body.as_array().map(Vec::len), Some(count), "{query}: {listed:?}");
     }
+    for (query, total) in [("template=nope", "0"), ("metadata=n%3D1&limit=1", "1")] {
+        let listed = plane.call("GET", &format!("/v2/sandboxes?{query}"), None).await;
+        assert_eq!(listed.headers["x-total-running"], total, "{query}");
+        assert!(listed.headers.get("x-next-token").is_none(), "{query}");
+    }
     let paused = plane.call("GET", "/v2/sandboxes?state=paused", None).await;
     assert!(paused.headers.get("x-total-running").is_none(), "only when running ones were asked for");
     let v1 = plane.call("GET", "/sandboxes?metadata=n%3D1", None).await;
     assert_eq!(ids(&v1.body), [made[1].clone()]);
+}
+
+#[tokio::test]
+async fn paused_sandboxes_are_listed_by_state_and_not_counted_as_running() {
+    let plane = Plane::new().await;
+    let made = some(&plane, 3).await;
+    assert_eq!(plane.call("POST", &format!("/sandboxes/{}/pause", made[1]), None).await.status, 204);
+    let paused_at = plane.clock.now();
+    for (query, found, total) in [
+        ("", vec![&made[2], &made[1], &made[0]], Some("2")),
+        ("state=running%2Cpaused", vec![&made[2], &made[1], &made[0]], Some("2")),
+        ("state=running", vec![&made[2], &made[0]], Some("2")),
+        ("state=paused", vec![&made[1]], None),
+        ("state=paused&metadata=n%3D1", vec![&made[1]], None),
+        ("state=paused&metadata=n%3D2", vec![], None),
+    ] {
+        let listed = plane.call("GET", &format!("/v2/sandboxes?{query}"), None).await;
+        assert_eq!(ids(&listed.body).iter().collect::<Vec<_>>(), found, "{query}");
+        let header = listed.headers.get("x-total-running").map(|value| value.to_str().unwrap());
+        assert_eq!(header, total, "{query}");
+    }
+    let paused = &plane.call("GET", "/v2/sandboxes?state=paused", None).await.body[0];
+    assert_eq!(paused["state"], "paused");
+    assert_eq!(paused["endAt"], paused_at.to_string(), "when it was paused");
+    assert_eq!(ids(&plane.call("GET", "/sandboxes", None).await.body).len(), 2, "v1 has running ones alone");
 }
 
 #[tokio::test]
@@ -91,6 +122,7 @@ async fn parameters_that_do_not_fit_are_refused() {
         "state=killing",
         "startedAfter=yesterday",
         "template=base:v1",
+        "template=nope&state=killing",
         "template=b%20b",
         "nextToken=x",
         "metadata=novalue",

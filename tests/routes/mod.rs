@@ -9,10 +9,12 @@ mod document;
 mod endpoints;
 mod idempotency;
 mod lists;
+mod network;
 mod observed;
 mod sandboxes;
 mod streams;
 mod templates;
+mod timeouts;
 
 use std::{sync::Arc, time::Duration};
 

@@ -67,47 +67,53 @@ pub(crate) async fn list_v2(
     query: Query,
 ) -> Result<Response, ApiError> {
     let page = Page::read(&query)?;
-    let Some(filter) = filter(&state, &team, &query).await? else {
-        return Ok(Json(Vec::<ListedSandbox>::new()).into_response());
-    };
+    let filter = filter(&team, &query)?;
     let running = filter.states.contains(&SandboxState::Running);
-    let total =
-        if running { Some(state.store.count_sandboxes(running_only(filter.clone())).await?) } else { None };
-    let mut records = state.store.sandboxes(page.bound(filter)).await?;
-    let next = page.cut(&mut records);
+    let (mut records, mut next, mut total) = (Vec::new(), None, 0);
+    if let Some(filter) = of_template(&state, &team, &query, filter).await? {
+        if running {
+            total = state.store.count_sandboxes(running_only(filter.clone())).await?;
+        }
+        records = state.store.sandboxes(page.bound(filter)).await?;
+        next = page.cut(&mut records);
+    }
     let mut response = Json(records.into_iter().map(ListedSandbox::from).collect::<Vec<_>>()).into_response();
     if let Some(token) = next {
         response.headers_mut().insert(page::NEXT_TOKEN, token);
     }
-    if let Some(total) = total {
+    if running {
         response.headers_mut().insert(TOTAL_RUNNING, HeaderValue::from(total));
     }
     Ok(response)
 }
 
-/// What the query asks for; none when it names a template that does not exist.
-async fn filter(state: &AppState, team: &Team, query: &Query) -> Result<Option<SandboxFilter>, ApiError> {
-    let template = match query.get("template") {
-        None => None,
-        Some(text) => match template(state, team, text).await? {
-            None => return Ok(None),
-            found => found,
-        },
-    };
+/// What the query asks for, but for the template.
+fn filter(team: &Team, query: &Query) -> Result<SandboxFilter, ApiError> {
     let started_after = match query.get("startedAfter") {
         None => None,
         Some(text) => Some(text.parse::<Timestamp>().map_err(|_| {
             ApiError::validation("parameter \"startedAfter\" in query: want an RFC 3339 date-time")
         })?),
     };
-    Ok(Some(SandboxFilter {
+    Ok(SandboxFilter {
         team: Some(team.id),
         states: states(query)?,
         metadata: metadata(query)?,
         started_after,
-        template,
         ..SandboxFilter::default()
-    }))
+    })
+}
+
+/// The filter with the template that the query names; none when there is no such template.
+async fn of_template(
+    state: &AppState,
+    team: &Team,
+    query: &Query,
+    filter: SandboxFilter,
+) -> Result<Option<SandboxFilter>, ApiError> {
+    let Some(text) = query.get("template") else { return Ok(Some(filter)) };
+    let found = template(state, team, text).await?;
+    Ok(found.map(|template| SandboxFilter { template: Some(template), ..filter }))
 }
 
 fn running_only(filter: SandboxFilter) -> SandboxFilter {

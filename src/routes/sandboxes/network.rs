@@ -1,40 +1,58 @@
-//! The network part of a create: what may be said, with E2B's refusals (contract/control-plane 3).
+//! The network of a sandbox: what may be said, with E2B's refusals (contract/control-plane 3).
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use http::StatusCode;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
-use crate::{routes::reply::ApiError, sandbox::NetworkConfig};
+use crate::{
+    routes::reply::ApiError,
+    sandbox::{ENVD_PORT, NetworkConfig},
+};
 
 const ALL_TRAFFIC: &str = "0.0.0.0/0";
 /// Stands for the port in `maskRequestHost`.
 const PORT_PLACEHOLDER: &str = "${PORT}";
+/// Ports of one sandbox that may speak TLS inside.
+const MOST_HTTPS_PORTS: usize = 128;
+/// Characters of a proxy's user name or password.
+const LONGEST_CREDENTIAL: usize = 255;
 
 /// Who may come in and what may be reached, as it arrives.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct NewNetwork {
     /// False: every port but envd's wants the traffic token.
-    allow_public_traffic: Option<bool>,
+    pub(super) allow_public_traffic: Option<bool>,
     /// CIDRs, addresses and domains; wins over `denyOut`.
-    allow_out: Option<Vec<String>>,
+    pub(super) allow_out: Option<Vec<String>>,
     /// CIDRs and addresses.
-    deny_out: Option<Vec<String>>,
+    pub(super) deny_out: Option<Vec<String>>,
     /// The `Host` that user ports see.
-    mask_request_host: Option<String>,
+    pub(super) mask_request_host: Option<String>,
     /// Header rules: not available.
     #[schema(value_type = Option<Object>)]
-    rules: Option<Map<String, Value>>,
+    pub(super) rules: Option<Map<String, Value>>,
     /// Outgoing proxy: not available.
-    #[schema(value_type = Option<Object>)]
-    egress_proxy: Option<Map<String, Value>>,
+    pub(super) egress_proxy: Option<NewProxy>,
     /// Ports that speak TLS inside: not available.
-    https_ports: Option<Vec<u16>>,
+    pub(super) https_ports: Option<Vec<u16>>,
     /// Name servers: not available.
-    dns_servers: Option<Vec<String>>,
+    pub(super) dns_servers: Option<Vec<String>>,
+}
+
+/// A SOCKS5 proxy for all that goes out.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
+#[schema(as = EgressProxy)]
+pub(crate) struct NewProxy {
+    /// `host:port`.
+    address: String,
+    /// Up to 255 characters.
+    username: Option<String>,
+    /// Up to 255 characters; needs a user name.
+    password: Option<String>,
 }
 
 /// Checks what was said and keeps what is known. `allow_internet` false stands for denying all.
@@ -43,6 +61,7 @@ pub(crate) fn check(
     allow_internet: Option<bool>,
     secure: bool,
 ) -> Result<NetworkConfig, ApiError> {
+    well_formed(&new)?;
     refuse_unavailable(&new)?;
     if new.allow_public_traffic == Some(false) && !secure {
         return Err(ApiError::bad_request(
@@ -75,6 +94,29 @@ pub(crate) fn check(
     })
 }
 
+/// What E2B refuses of the parts that are not available here: who sends it wrongly is told so first.
+fn well_formed(new: &NewNetwork) -> Result<(), ApiError> {
+    if let Some(proxy) = &new.egress_proxy {
+        proxy.check()?;
+    }
+    let ports = new.https_ports.as_deref().unwrap_or_default();
+    if ports.len() > MOST_HTTPS_PORTS {
+        return Err(ApiError::bad_request(format!("too many httpsPorts: at most {MOST_HTTPS_PORTS}")));
+    }
+    for (number, port) in ports.iter().enumerate() {
+        if *port == 0 || *port == ENVD_PORT || ports[..number].contains(port) {
+            return Err(ApiError::bad_request(format!(
+                "invalid httpsPorts: {port}: want ports from 1 to 65535, each once, without {ENVD_PORT}"
+            )));
+        }
+    }
+    let servers = new.dns_servers.as_deref().unwrap_or_default();
+    match servers.iter().find(|server| server.parse::<Ipv4Addr>().is_err()) {
+        Some(bad) => Err(ApiError::bad_request(format!("invalid DNS server {bad}: want an IPv4 address"))),
+        None => Ok(()),
+    }
+}
+
 fn refuse_unavailable(new: &NewNetwork) -> Result<(), ApiError> {
     if new.rules.as_ref().is_some_and(|rules| !rules.is_empty()) {
         return Err(ApiError::bad_request("Network transform rules are not available for your team."));
@@ -89,6 +131,34 @@ fn refuse_unavailable(new: &NewNetwork) -> Result<(), ApiError> {
         return Err(ApiError::unbuilt("network.dnsServers"));
     }
     Ok(())
+}
+
+// === impl NewProxy ===
+
+impl NewProxy {
+    fn check(&self) -> Result<(), ApiError> {
+        let placed = self
+            .address
+            .rsplit_once(':')
+            .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0));
+        if !placed {
+            return Err(ApiError::bad_request(format!(
+                "invalid egressProxy.address {:?}: want host:port",
+                self.address
+            )));
+        }
+        if self.password.is_some() && self.username.is_none() {
+            return Err(ApiError::bad_request("egressProxy.password requires egressProxy.username"));
+        }
+        for (name, value) in [("username", &self.username), ("password", &self.password)] {
+            if value.as_ref().is_some_and(|value| value.chars().count() > LONGEST_CREDENTIAL) {
+                return Err(ApiError::bad_request(format!(
+                    "egressProxy.{name} is longer than {LONGEST_CREDENTIAL} characters"
+                )));
+            }
+        }
+        Ok(())
+    }
 }
 
 /// An address or CIDR. Unspecified addresses are refused, but for the one that means everything.
@@ -190,5 +260,25 @@ mod tests {
         assert!(refusal(json!({"rules": {"x": []}})).unwrap().contains("transform rules"));
         assert!(refusal(json!({"egressProxy": {"address": "x:1"}})).unwrap().contains("403"));
         assert!(refusal(json!({"httpsPorts": [443]})).unwrap().contains("501"));
+        assert!(refusal(json!({"dnsServers": ["1.1.1.1"]})).unwrap().contains("501"));
+    }
+
+    #[test]
+    fn what_is_not_available_and_wrong_is_wrong_first() {
+        let long = "x".repeat(256);
+        for (body, text) in [
+            (json!({"egressProxy": {"address": "x"}}), "egressProxy.address"),
+            (json!({"egressProxy": {"address": "x:0"}}), "egressProxy.address"),
+            (json!({"egressProxy": {"address": "x:1", "password": "p"}}), "egressProxy.username"),
+            (json!({"egressProxy": {"address": "x:1", "username": long}}), "longer than 255"),
+            (json!({"httpsPorts": [0]}), "httpsPorts"),
+            (json!({"httpsPorts": [443, 443]}), "httpsPorts"),
+            (json!({"httpsPorts": [49_983]}), "httpsPorts"),
+            (json!({"httpsPorts": (1..=129).collect::<Vec<u16>>()}), "at most 128"),
+            (json!({"dnsServers": ["::1"]}), "invalid DNS server ::1"),
+        ] {
+            let refused = refusal(body.clone()).unwrap();
+            assert!(refused.contains("400") && refused.contains(text), "{body}: {refused}");
+        }
     }
 }

@@ -11,7 +11,7 @@ use crate::{
         queue::Request,
         registry::{Connected, LifeError},
     },
-    sandbox::SandboxRecord,
+    sandbox::{Egress, SandboxRecord},
 };
 
 /// Commands that wait for one driver.
@@ -32,6 +32,8 @@ pub(in crate::runtime) enum Command {
     /// Make this image of it.
     #[expect(dead_code, reason = "what makes images of sandboxes comes next")]
     Seal { build: BuildId, reply: oneshot::Sender<Result<SandboxRecord, LifeError>> },
+    /// Replace its way out.
+    SetEgress { egress: Egress, reply: oneshot::Sender<Result<(), LifeError>> },
     /// The reaper: look at your deadline.
     Expired,
     /// End it.
@@ -62,6 +64,7 @@ impl Command {
             Self::Ask { request, .. } => *request,
             Self::Pause { .. } => Request::Pause,
             Self::Seal { .. } => Request::Snapshot,
+            Self::SetEgress { .. } => Request::SetEgress,
             Self::Expired => Request::Expire,
             Self::End(_) => Request::End,
         }
@@ -73,6 +76,7 @@ impl Command {
             Self::Ask { reply, .. } => drop(reply.send(Err(error))),
             Self::Pause { reply, .. } => drop(reply.send(Err(error))),
             Self::Seal { reply, .. } => drop(reply.send(Err(error))),
+            Self::SetEgress { reply, .. } => drop(reply.send(Err(error))),
             Self::Expired | Self::End(_) => {}
         }
     }

@@ -59,14 +59,16 @@ impl Driver {
                 }
                 (Ok(Verdict::Deadline(end_at)), Command::Ask { reply, .. }) => {
                     let moved = SandboxRecord { end_at, ..active.record.clone() };
-                    let stored = self.world.store.put_sandbox(moved.clone()).await;
+                    let stored = self.replace(&mut active, moved).await;
                     if stored.is_ok() {
-                        active.record = moved;
-                        self.show(&active);
                         self.world.reaper.set(self.id, end_at);
                     }
-                    let answer = stored.map(|()| (active.record.clone(), Connected::Running));
-                    let _ = reply.send(answer.map_err(LifeError::from));
+                    let _ = reply.send(stored.map(|()| (active.record.clone(), Connected::Running)));
+                }
+                (Ok(_), Command::SetEgress { egress, reply }) => {
+                    let mut changed = active.record.clone();
+                    changed.spec.set_egress(egress);
+                    let _ = reply.send(self.replace(&mut active, changed).await);
                 }
                 (Ok(_), Command::Ask { reply, .. }) => {
                     let _ = reply.send(Ok((active.record.clone(), Connected::Running)));
@@ -75,6 +77,16 @@ impl Driver {
                 (Ok(_), command) => command.refuse(LifeError::Transitioning(self.id)),
             }
         }
+    }
+}
+
+impl Driver {
+    /// Keeps and shows another record of the same run, or changes nothing.
+    async fn replace(&self, active: &mut Active, record: SandboxRecord) -> Result<(), LifeError> {
+        self.world.store.put_sandbox(record.clone()).await?;
+        active.record = record;
+        self.show(active);
+        Ok(())
     }
 }
 

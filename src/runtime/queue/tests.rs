@@ -83,11 +83,12 @@ fn what_comes_in_the_middle_of_a_change_waits_or_is_refused() {
     assert_eq!(decide(Stage::Paused, Pause), Err(Refusal::Paused));
     assert_eq!(decide(Stage::Resuming, Pause), Err(Refusal::Transitioning));
     assert_eq!(decide(running(100), resume), Err(Refusal::Running));
-    for request in [Pause, Snapshot, resume, Request::SetTimeout(seconds(1))] {
+    for request in [Pause, Snapshot, resume, Request::SetTimeout(seconds(1)), Request::SetEgress] {
         assert_eq!(decide(Stage::Snapshotting, request), Err(Refusal::Transitioning));
     }
     assert_eq!(decide(Stage::Snapshotting, connect), Ok(Verdict::Wait));
-    for request in [Snapshot, Request::SetTimeout(seconds(1)), Request::Extend(seconds(1))] {
+    let (set, extend) = (Request::SetTimeout(seconds(1)), Request::Extend(seconds(1)));
+    for request in [Snapshot, set, extend, Request::SetEgress] {
         assert_eq!(decide(Stage::Paused, request), Err(Refusal::NotFound));
         assert_eq!(decide(Stage::Pausing, request), Err(Refusal::Transitioning));
     }
@@ -107,6 +108,7 @@ fn any_request() -> impl Strategy<Value = Request> {
         Just(Request::Wake),
         Just(Request::Pause),
         Just(Request::Snapshot),
+        Just(Request::SetEgress),
         Just(Request::Expire),
         Just(Request::End),
     ]
