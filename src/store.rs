@@ -108,6 +108,17 @@ pub struct Build {
     pub created_at: Timestamp,
 }
 
+/// A tag of a template: a name for one of its builds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tag {
+    /// Its name.
+    pub name: String,
+    /// What it points to.
+    pub build: BuildId,
+    /// Since when.
+    pub assigned_at: Timestamp,
+}
+
 /// A snapshot: a tag of a template that was made of a sandbox.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Snapshot {
@@ -232,6 +243,20 @@ pub trait Store: Send + Sync + fmt::Debug {
     ) -> Result<(), StoreError>;
     /// Snapshots by filter, newest first.
     async fn snapshots(&self, filter: SnapshotFilter) -> Result<Vec<Snapshot>, StoreError>;
+    /// The tags of a template, by name; the default one is there when the template has a build.
+    async fn tags(&self, template: &TemplateId) -> Result<Vec<Tag>, StoreError>;
+    /// Makes tags of a template point to one of its builds; `Missing` when it has no such build.
+    async fn assign_tags(
+        &self,
+        template: &TemplateId,
+        tags: Vec<String>,
+        build: BuildId,
+        at: Timestamp,
+    ) -> Result<(), StoreError>;
+    /// Takes tags off a template, but never the default one; those that it has not are passed over.
+    async fn remove_tags(&self, template: &TemplateId, tags: Vec<String>) -> Result<(), StoreError>;
+    /// The builds of a template, newest first.
+    async fn template_builds(&self, template: &TemplateId) -> Result<Vec<Build>, StoreError>;
     /// What a tag of a template points to.
     async fn tagged_build(&self, template: &TemplateId, tag: &str) -> Result<Option<Build>, StoreError>;
     /// Removes a template with its builds, or one tag of it with its build (the last tag takes the

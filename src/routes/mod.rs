@@ -70,5 +70,10 @@ fn documented() -> OpenApiRouter<AppState> {
         .routes(routes!(streams::terminal::terminal))
         .routes(routes!(streams::watch::watch))
         .routes(routes!(templates::list::list))
+        .routes(routes!(templates::list::list_v2))
+        .routes(routes!(templates::details::details))
+        .routes(routes!(templates::change::change))
+        .routes(routes!(templates::tags::assign, templates::tags::remove))
+        .routes(routes!(templates::tags::list))
         .routes(routes!(templates::alias::alias))
 }

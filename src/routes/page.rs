@@ -3,6 +3,9 @@
 //! A token holds the key of the last item shown, (start, id), and the order it was made under:
 //! under the other order it would skip or repeat items, so it is refused there.
 
+use std::{fmt, str::FromStr};
+
+use axum::response::Response;
 use base64::{Engine as _, prelude::BASE64_URL_SAFE};
 use http::{HeaderName, HeaderValue};
 use jiff::Timestamp;
@@ -32,15 +35,7 @@ pub(crate) struct Page {
 impl Page {
     /// Reads `limit`, `order` and `nextToken`.
     pub(crate) fn read(query: &Query) -> Result<Self, ApiError> {
-        let limit = match query.get("limit").map(str::parse) {
-            None => MOST,
-            Some(Ok(limit)) if (1..=MOST).contains(&limit) => limit,
-            Some(_) => {
-                return Err(ApiError::validation(
-                    "parameter \"limit\" in query: want a number from 1 to 100",
-                ));
-            }
-        };
+        let limit = limit(query)?;
         let ascending = match query.get("order") {
             None | Some("desc") => false,
             Some("asc") => true,
@@ -76,12 +71,23 @@ impl Page {
     }
 }
 
-pub(super) fn encode(start: Timestamp, id: SandboxId, ascending: bool) -> String {
+/// How many items a page may have.
+pub(super) fn limit(query: &Query) -> Result<u32, ApiError> {
+    match query.get("limit").map(str::parse) {
+        None => Ok(MOST),
+        Some(Ok(limit)) if (1..=MOST).contains(&limit) => Ok(limit),
+        Some(_) => Err(ApiError::validation("parameter \"limit\" in query: want a number from 1 to 100")),
+    }
+}
+
+/// The token of the page behind an item.
+pub(super) fn encode(start: Timestamp, id: impl fmt::Display, ascending: bool) -> String {
     let order = if ascending { ASCENDING } else { "" };
     BASE64_URL_SAFE.encode(format!("{start}__{id}{order}"))
 }
 
-pub(super) fn decode(token: &str, ascending: bool) -> Option<(Timestamp, SandboxId)> {
+/// The item that a token names, if it was made under this order.
+pub(super) fn decode<T: FromStr>(token: &str, ascending: bool) -> Option<(Timestamp, T)> {
     let text = String::from_utf8(BASE64_URL_SAFE.decode(token).ok()?).ok()?;
     let key = match text.strip_suffix(ASCENDING) {
         Some(key) if ascending => key,
@@ -90,6 +96,38 @@ pub(super) fn decode(token: &str, ascending: bool) -> Option<(Timestamp, Sandbox
     };
     let (start, id) = key.split_once("__")?;
     Some((start.parse().ok()?, id.parse().ok()?))
+}
+
+/// Behind which item a page newest first begins, by the query's `nextToken`.
+pub(super) fn after<T: FromStr>(query: &Query) -> Result<Option<(Timestamp, T)>, ApiError> {
+    let Some(token) = query.get("nextToken") else { return Ok(None) };
+    decode(token, false).map(Some).ok_or_else(|| ApiError::bad_request("Invalid next token"))
+}
+
+/// Cuts a list newest first to a page; the token of the next one if more are there. `key` gives what
+/// the items are sorted by.
+pub(super) fn cut<T>(
+    items: &mut Vec<T>,
+    limit: u32,
+    key: impl Fn(&T) -> (Timestamp, String),
+) -> Option<HeaderValue> {
+    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+    if items.len() <= limit {
+        return None;
+    }
+    items.truncate(limit);
+    let (time, id) = key(items.last()?);
+    // Microseconds are what the store keeps.
+    let time = Timestamp::from_microsecond(time.as_microsecond()).unwrap_or(time);
+    HeaderValue::try_from(encode(time, id, false)).ok()
+}
+
+/// An answer with the token of the next page, if there is one.
+pub(super) fn answer(mut response: Response, next: Option<HeaderValue>) -> Response {
+    if let Some(token) = next {
+        response.headers_mut().insert(NEXT_TOKEN, token);
+    }
+    response
 }
 
 #[cfg(test)]
@@ -103,10 +141,10 @@ mod tests {
         for ascending in [false, true] {
             let token = encode(start, id, ascending);
             assert_eq!(decode(&token, ascending), Some((start, id)));
-            assert_eq!(decode(&token, !ascending), None);
+            assert_eq!(decode::<SandboxId>(&token, !ascending), None);
         }
         for bad in ["", "x", "AAAA", &BASE64_URL_SAFE.encode("2024-01-01T00:00:00Z__nope")] {
-            assert_eq!(decode(bad, false), None, "{bad}");
+            assert_eq!(decode::<SandboxId>(bad, false), None, "{bad}");
         }
     }
 }

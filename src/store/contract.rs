@@ -239,6 +239,68 @@ async fn snapshots_and_tags(store: &dyn Store) {
     assert_eq!(listed(all).await, []);
 }
 
+async fn tags_of_templates(store: &dyn Store) {
+    let ours = team(store, "ours").await;
+    let plain = template(Some(ours.id), &["plain"]);
+    store.put_template(plain.clone()).await.unwrap();
+    let made = |template: &Template, created: i64| Build {
+        id: BuildId::generate(&OsEntropy),
+        template: template.id.clone(),
+        resources: RESOURCES,
+        fingerprint: None,
+        created_at: at(created),
+    };
+    let (old, new) = (made(&plain, 10), made(&plain, 20));
+    let shown = async |template: &Template| {
+        let tags = store.tags(&template.id).await.unwrap();
+        tags.into_iter().map(|tag| (tag.name, tag.build, tag.assigned_at)).collect::<Vec<_>>()
+    };
+    let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+    assert_eq!(shown(&plain).await, []);
+    store.add_build(old.clone()).await.unwrap();
+    store.add_build(new.clone()).await.unwrap();
+    assert_eq!(shown(&plain).await, [("default".to_owned(), new.id, at(20))]);
+    assert_eq!(store.template_builds(&plain.id).await.unwrap(), [new.clone(), old.clone()]);
+
+    store.assign_tags(&plain.id, names(&["v1", "a"]), old.id, at(30)).await.unwrap();
+    store.assign_tags(&plain.id, names(&["a"]), new.id, at(31)).await.unwrap();
+    assert_eq!(store.tagged_build(&plain.id, "v1").await.unwrap(), Some(old.clone()));
+    store.assign_tags(&plain.id, names(&["default"]), old.id, at(32)).await.unwrap();
+    assert_eq!(
+        shown(&plain).await,
+        [
+            ("a".to_owned(), new.id, at(31)),
+            ("default".to_owned(), old.id, at(32)),
+            ("v1".to_owned(), old.id, at(30))
+        ]
+    );
+    assert_eq!(store.template(&plain.id).await.unwrap().unwrap().build, Some(old.clone()));
+    assert!(!store.templates(ours.id).await.unwrap().is_empty(), "tags make no snapshot of a template");
+    let foreign = template(Some(ours.id), &["foreign"]);
+    store.put_template(foreign.clone()).await.unwrap();
+    let refused = store.assign_tags(&foreign.id, names(&["x"]), old.id, at(33)).await;
+    assert!(matches!(refused, Err(StoreError::Missing)), "another template's build");
+
+    store.remove_tags(&plain.id, names(&["a", "nope", "default"])).await.unwrap();
+    assert_eq!(store.tagged_build(&plain.id, "a").await.unwrap(), None);
+    assert_eq!(shown(&plain).await.len(), 2, "the default tag stays");
+    assert_eq!(store.template_builds(&plain.id).await.unwrap().len(), 2, "its builds stay");
+    let lost = store.remove_tags(&TemplateId::generate(&OsEntropy), names(&["a"])).await;
+    assert!(matches!(lost, Err(StoreError::Missing)));
+
+    let snap = template(Some(ours.id), &["snap"]);
+    let from = SandboxId::generate(&OsEntropy);
+    let (first, second) = (made(&snap, 40), made(&snap, 50));
+    store.add_snapshot(snap.clone(), first.clone(), "default", from).await.unwrap();
+    store.add_snapshot(snap.clone(), second.clone(), "v2", from).await.unwrap();
+    assert_eq!(shown(&snap).await[0], ("default".to_owned(), first.id, at(40)));
+    store.assign_tags(&snap.id, names(&["default"]), second.id, at(60)).await.unwrap();
+    assert_eq!(store.tagged_build(&snap.id, "default").await.unwrap(), Some(second.clone()));
+    assert!(!store.builds().await.unwrap().contains(&first.id), "a snapshot without a tag is gone");
+    store.remove_tags(&snap.id, names(&["v2"])).await.unwrap();
+    assert_eq!(shown(&snap).await, [("default".to_owned(), second.id, at(60))]);
+}
+
 async fn sandboxes_in_order(store: &dyn Store) {
     let ours = TeamId::generate(&OsEntropy);
     let mut records: Vec<_> = (0..4).map(|n| sandbox(ours, n / 2, SandboxState::Running)).collect();
@@ -334,4 +396,11 @@ macro_rules! every_store {
     };
 }
 
-every_store! { teams_and_keys templates_and_names snapshots_and_tags sandboxes_in_order idempotency_keys }
+every_store! {
+    teams_and_keys
+    templates_and_names
+    snapshots_and_tags
+    tags_of_templates
+    sandboxes_in_order
+    idempotency_keys
+}

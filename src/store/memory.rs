@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 
 use super::{
     ApiKey, Build, DEFAULT_TAG, Idempotency, SandboxFilter, Snapshot, SnapshotFilter, Standing, Store,
-    StoreError, Team, Template,
+    StoreError, Tag, Team, Template,
 };
 use crate::{
     id::{BuildId, KeyId, SandboxId, TeamId, TemplateId},
@@ -34,6 +34,8 @@ struct Tables {
     builds: HashMap<BuildId, Build>,
     /// What the tags of snapshots point to.
     tags: BTreeMap<(TemplateId, String), BuildId>,
+    /// Since when they do.
+    assigned: HashMap<(TemplateId, String), Timestamp>,
     /// The sandboxes that builds were made of.
     snapshots: HashMap<BuildId, SandboxId>,
     sandboxes: BTreeMap<SandboxId, SandboxRecord>,
@@ -70,6 +72,11 @@ impl fmt::Debug for MemoryStore {
 impl Tables {
     fn writable(&self) -> Result<(), StoreError> {
         self.failing.clone().map_or(Ok(()), |reason| Err(StoreError::Backend(reason)))
+    }
+
+    /// Whether a template was made of sandboxes.
+    fn is_snapshot(&self, id: &TemplateId) -> bool {
+        self.snapshots.keys().any(|build| self.builds.get(build).is_some_and(|build| build.template == *id))
     }
 
     /// A build that no tag points to any more is nobody's.
@@ -212,7 +219,7 @@ impl Store for MemoryStore {
         let before = {
             let tables = self.tables.lock();
             let known = tables.templates.iter().find(|other| other.id == id);
-            let snapshot = tables.tags.keys().any(|(tagged, _)| *tagged == id);
+            let snapshot = tables.is_snapshot(&id);
             if known.is_some() && !snapshot {
                 return Err(StoreError::Conflict(template.aliases.join(", ")));
             }
@@ -229,6 +236,8 @@ impl Store for MemoryStore {
             known.build = before.flatten();
         }
         tables.snapshots.insert(build_id, sandbox);
+        let created = tables.builds.get(&build_id).map(|build| build.created_at);
+        tables.assigned.extend(created.map(|created| ((id.clone(), tag.to_owned()), created)));
         if let Some(former) = tables.tags.insert((id, tag.to_owned()), build_id) {
             tables.drop_untagged(former);
         }
@@ -258,6 +267,82 @@ impl Store for MemoryStore {
         found.sort_by(|a, b| b.build.created_at.cmp(&a.build.created_at).then(a.build.id.cmp(&b.build.id)));
         found.truncate(filter.limit as usize);
         Ok(found)
+    }
+
+    async fn tags(&self, template: &TemplateId) -> Result<Vec<Tag>, StoreError> {
+        let tables = self.tables.lock();
+        let mut tags: Vec<Tag> = tables
+            .tags
+            .iter()
+            .filter(|((tagged, _), _)| tagged == template)
+            .map(|(key, build)| Tag {
+                name: key.1.clone(),
+                build: *build,
+                assigned_at: tables.assigned.get(key).copied().unwrap_or_default(),
+            })
+            .collect();
+        let known = tables.templates.iter().find(|other| other.id == *template);
+        if let Some((known, build)) = known.and_then(|known| Some((known, known.build.as_ref()?)))
+            && !tags.iter().any(|tag| tag.name == DEFAULT_TAG)
+        {
+            let name = DEFAULT_TAG.to_owned();
+            tags.push(Tag { name, build: build.id, assigned_at: known.updated_at });
+        }
+        tags.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(tags)
+    }
+
+    async fn assign_tags(
+        &self,
+        template: &TemplateId,
+        tags: Vec<String>,
+        build: BuildId,
+        at: Timestamp,
+    ) -> Result<(), StoreError> {
+        let mut tables = self.tables.lock();
+        let build = tables.builds.get(&build).filter(|build| build.template == *template).cloned();
+        let build = build.ok_or(StoreError::Missing)?;
+        let snapshot = tables.is_snapshot(template);
+        for tag in tags {
+            if tag == DEFAULT_TAG {
+                if let Some(known) = tables.templates.iter_mut().find(|other| other.id == *template) {
+                    known.build = Some(build.clone());
+                    known.updated_at = at;
+                }
+                if !snapshot {
+                    continue;
+                }
+            }
+            let key = (template.clone(), tag);
+            tables.assigned.insert(key.clone(), at);
+            if let Some(former) = tables.tags.insert(key, build.id).filter(|_| snapshot) {
+                tables.drop_untagged(former);
+            }
+        }
+        Ok(())
+    }
+
+    async fn remove_tags(&self, template: &TemplateId, tags: Vec<String>) -> Result<(), StoreError> {
+        let mut tables = self.tables.lock();
+        if !tables.templates.iter().any(|other| other.id == *template) {
+            return Err(StoreError::Missing);
+        }
+        let snapshot = tables.is_snapshot(template);
+        for tag in tags.into_iter().filter(|tag| tag != DEFAULT_TAG) {
+            let key = (template.clone(), tag);
+            if let Some(former) = tables.tags.remove(&key).filter(|_| snapshot) {
+                tables.drop_untagged(former);
+            }
+        }
+        Ok(())
+    }
+
+    async fn template_builds(&self, template: &TemplateId) -> Result<Vec<Build>, StoreError> {
+        let tables = self.tables.lock();
+        let mut builds: Vec<Build> =
+            tables.builds.values().filter(|build| build.template == *template).cloned().collect();
+        builds.sort_by(|a, b| b.created_at.cmp(&a.created_at).then(a.id.cmp(&b.id)));
+        Ok(builds)
     }
 
     async fn tagged_build(&self, template: &TemplateId, tag: &str) -> Result<Option<Build>, StoreError> {
@@ -319,7 +404,7 @@ impl Store for MemoryStore {
             .templates
             .iter()
             .filter(|template| template.public || template.team.is_none_or(|owner| owner == team))
-            .filter(|template| !tables.tags.keys().any(|(tagged, _)| *tagged == template.id))
+            .filter(|template| !tables.is_snapshot(&template.id))
             .cloned()
             .collect();
         templates.sort_by(|a, b| (a.created_at, &a.id).cmp(&(b.created_at, &b.id)));

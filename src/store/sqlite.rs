@@ -33,7 +33,7 @@ use crate::{
     sandbox::{SandboxRecord, SandboxState},
     store::{
         ApiKey, Build, Idempotency, SandboxFilter, Snapshot, SnapshotFilter, Standing, Store, StoreError,
-        Team, Template,
+        Tag, Team, Template,
     },
 };
 
@@ -129,6 +129,32 @@ impl Store for SqliteStore {
 
     async fn snapshots(&self, filter: SnapshotFilter) -> Result<Vec<Snapshot>, StoreError> {
         self.reader.run(Durability::Process, move |db| reads::snapshots(db, &filter)).await
+    }
+
+    async fn tags(&self, template: &TemplateId) -> Result<Vec<Tag>, StoreError> {
+        let id = template.clone();
+        self.reader.run(Durability::Process, move |db| reads::tags(db, &id)).await
+    }
+
+    async fn assign_tags(
+        &self,
+        template: &TemplateId,
+        tags: Vec<String>,
+        build: BuildId,
+        at: Timestamp,
+    ) -> Result<(), StoreError> {
+        let id = template.clone();
+        self.writer.run(Durability::Host, move |db| writes::assign_tags(db, &id, &tags, build, at)).await
+    }
+
+    async fn remove_tags(&self, template: &TemplateId, tags: Vec<String>) -> Result<(), StoreError> {
+        let id = template.clone();
+        self.writer.run(Durability::Host, move |db| writes::remove_tags(db, &id, &tags)).await
+    }
+
+    async fn template_builds(&self, template: &TemplateId) -> Result<Vec<Build>, StoreError> {
+        let id = template.clone();
+        self.reader.run(Durability::Process, move |db| reads::template_builds(db, &id)).await
     }
 
     async fn tagged_build(&self, template: &TemplateId, tag: &str) -> Result<Option<Build>, StoreError> {

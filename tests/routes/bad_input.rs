@@ -153,7 +153,7 @@ async fn known_features_that_are_not_built_are_named() {
         ("GET", "/snapshots", "snapshots"),
         ("POST", "/sandboxes/x/fork", "fork"),
         ("DELETE", "/templates/team%2Fx%3Adefault", "template deletion"),
-        ("GET", "/templates/team%2Fnm/tags", "template tags"),
+        ("GET", "/templates/team%2Fnm/tags/count", "template tags"),
         ("GET", "/volumes", "volumes"),
         ("POST", "/secrets/sec_x", "secrets"),
         ("GET", "/teams", "team lists"),

@@ -30,9 +30,10 @@ fn table() -> BTreeMap<String, String> {
 }
 
 /// A request that the endpoint takes.
-async fn call(plane: &Plane, endpoint: &str) -> Answer {
+async fn call(plane: &Plane, template: &str, endpoint: &str) -> Answer {
     let (method, path) = endpoint.split_once(' ').unwrap();
     let id = if path.contains("sandboxes/{id}") { plane.sandbox().await } else { "x".to_owned() };
+    let id = if path.contains("templates/{id}") { template.to_owned() } else { id };
     if endpoint == "POST /sandboxes/{id}/resume" {
         assert_eq!(plane.call("POST", &format!("/sandboxes/{id}/pause"), None).await.status, 204);
     }
@@ -40,6 +41,8 @@ async fn call(plane: &Plane, endpoint: &str) -> Answer {
         "POST /sandboxes" | "POST /v2/sandboxes" => Some(json!({"templateID": "base"})),
         "POST /sandboxes/{id}/connect" | "POST /sandboxes/{id}/timeout" => Some(json!({"timeout": 60})),
         "PUT /sandboxes/{id}/network" => Some(json!({})),
+        "POST /templates/tags" => Some(json!({"target": "tool", "tags": ["v1"]})),
+        "DELETE /templates/tags" => Some(json!({"name": "tool", "tags": ["v1"]})),
         _ => None,
     };
     let query = if path == "/sandboxes/metrics" { "?sandbox_ids=i0123456789abcdefghij" } else { "" };
@@ -51,7 +54,8 @@ async fn call(plane: &Plane, endpoint: &str) -> Answer {
 async fn each_endpoint_answers_as_the_table_says() {
     let plane = Plane::new().await;
     for (endpoint, class) in table() {
-        let answer = call(&plane, &endpoint).await;
+        let template = plane.template("tool", Some("ours")).await;
+        let answer = call(&plane, &template, &endpoint).await;
         let found = match answer.status.as_u16() {
             200..=299 => "works",
             501 => {
@@ -67,12 +71,14 @@ async fn each_endpoint_answers_as_the_table_says() {
 #[test]
 fn the_table_has_every_route_and_no_other() {
     let document: Value = serde_json::from_str(&firkin::routes::document()).unwrap();
+    let short = |path: &str| path.replace("{sandboxID}", "{id}").replace("{templateID}", "{id}");
     let built = document["paths"].as_object().unwrap().iter().flat_map(|(path, methods)| {
-        let path = path.replace("{sandboxID}", "{id}").replace("{templateID}", "{id}");
+        let path = short(path);
         let methods: Vec<String> = methods.as_object().unwrap().keys().cloned().collect();
         methods.into_iter().map(move |method| (format!("{} {path}", method.to_uppercase()), "works"))
     });
-    let unbuilt = firkin::routes::unbuilt().map(|(method, path)| (format!("{method} {path}"), "501"));
+    let unbuilt =
+        firkin::routes::unbuilt().map(|(method, path)| (format!("{method} {}", short(path)), "501"));
     let mut routes: BTreeMap<String, String> =
         built.chain(unbuilt).map(|(endpoint, class)| (endpoint, class.to_owned())).collect();
     for own in OWN {

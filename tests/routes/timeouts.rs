@@ -11,7 +11,7 @@ use super::{Answer, Plane};
 const MAX: i64 = 3600;
 
 async fn plane() -> Plane {
-    Plane::with_max(Some(Duration::from_secs(3600))).await
+    Plane::with_max(Some(Duration::from_hours(1))).await
 }
 
 async fn create(plane: &Plane, mut body: Value) -> String {

@@ -51,7 +51,7 @@ pub(crate) async fn alias(
         ));
     }
     if reference.has_tag() {
-        reference.build(&template)?;
+        reference.build(&*state.store, &template).await?;
     }
     let public = template.public || template.team.is_none();
     Ok(Json(TemplateAlias { template_id: template.id.to_string(), public }))

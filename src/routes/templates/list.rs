@@ -1,16 +1,21 @@
-//! The team's templates: `GET /templates`.
+//! The team's templates: `GET /templates` (all) and `GET /v2/templates` (in pages).
 
-use axum::{Json, extract::State};
+use axum::{
+    Json,
+    extract::State,
+    response::{IntoResponse as _, Response},
+};
 use jiff::Timestamp;
 use serde::Serialize;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::{
-    id::TeamId,
+    id::{TeamId, TemplateId},
     routes::{
         auth::Caller,
         extract::Query,
+        page,
         reply::{ApiError, ErrorBody},
         state::AppState,
     },
@@ -58,7 +63,7 @@ pub(crate) struct TemplateView {
     /// How many sandboxes were made from it.
     spawn_count: u64,
     /// How many builds it has.
-    build_count: u32,
+    build_count: usize,
     /// Which envd its sandboxes behave like.
     envd_version: &'static str,
     /// `ready` when sandboxes can be made from it.
@@ -76,24 +81,81 @@ pub(crate) async fn list(
     Caller(team): Caller,
     query: Query,
 ) -> Result<Json<Vec<TemplateView>>, ApiError> {
+    check_team(&query, &team)?;
+    views(&state, &team, own(&state, &team).await?).await.map(Json)
+}
+
+/// Lists the team's templates and those of everybody, newest first, in pages.
+#[utoipa::path(
+    get, path = "/v2/templates", tag = "templates", security(("ApiKeyAuth" = [])),
+    params(
+        ("teamID" = Option<String>, Query, description = "must be the key's own team"),
+        ("limit" = Option<i32>, Query, description = "1 to 100; 100 when absent"),
+        ("nextToken" = Option<String>, Query, description = "`X-Next-Token` of the page before")
+    ),
+    responses((status = 200, body = Vec<TemplateView>, headers(("X-Next-Token" = String))), (status = "default", body = ErrorBody))
+)]
+pub(crate) async fn list_v2(
+    State(state): State<AppState>,
+    Caller(team): Caller,
+    query: Query,
+) -> Result<Response, ApiError> {
+    check_team(&query, &team)?;
+    let limit = page::limit(&query)?;
+    let after = page::after::<TemplateId>(&query)?;
+    let mut found = own(&state, &team).await?;
+    found.sort_by(|a, b| b.created_at.cmp(&a.created_at).then_with(|| a.id.cmp(&b.id)));
+    if let Some((created, id)) = after {
+        found.retain(|template| {
+            template.created_at < created || template.created_at == created && template.id > id
+        });
+    }
+    let next = page::cut(&mut found, limit, |template| (template.created_at, template.id.to_string()));
+    Ok(page::answer(Json(views(&state, &team, found).await?).into_response(), next))
+}
+
+fn check_team(query: &Query, team: &Team) -> Result<(), ApiError> {
     if query.get("teamID").is_some_and(|id| id.parse::<TeamId>() != Ok(team.id)) {
         return Err(ApiError::bad_request("teamID does not match the team of the API key"));
     }
-    let visible = state.store.templates(team.id).await?.into_iter();
-    // Foreign public templates can be used by id, but are no part of the team's list.
-    let own = visible.filter(|template| template.team.is_none_or(|owner| owner == team.id));
-    Ok(Json(
-        own.map(|template| TemplateView::of(template, &team, state.settings.default_resources)).collect(),
-    ))
+    Ok(())
+}
+
+/// The team's and everybody's, oldest first. Foreign public templates can be used by id, but are no
+/// part of the team's list.
+async fn own(state: &AppState, team: &Team) -> Result<Vec<Template>, ApiError> {
+    let mut templates = state.store.templates(team.id).await?;
+    templates.retain(|template| template.team.is_none_or(|owner| owner == team.id));
+    Ok(templates)
+}
+
+async fn views(
+    state: &AppState,
+    team: &Team,
+    templates: Vec<Template>,
+) -> Result<Vec<TemplateView>, ApiError> {
+    let mut views = Vec::with_capacity(templates.len());
+    for template in templates {
+        let builds = state.store.template_builds(&template.id).await?.len();
+        views.push(TemplateView::of(template, builds, team, state.settings.default_resources));
+    }
+    Ok(views)
+}
+
+/// The names of a template with their namespace, if it has one.
+pub(super) fn names(template: &Template, team: &Team) -> Vec<String> {
+    let namespace = template.team.map_or_else(String::new, |_| format!("{}/", team.slug));
+    template.aliases.iter().map(|alias| format!("{namespace}{alias}")).collect()
 }
 
 // === impl TemplateView ===
 
 impl TemplateView {
-    fn of(template: Template, team: &Team, default: Resources) -> Self {
+    /// The view of a template that has so many builds; its size is the default while it has none.
+    pub(super) fn of(template: Template, builds: usize, team: &Team, default: Resources) -> Self {
+        let names = names(&template, team);
         let build = template.build;
         let resources = build.as_ref().map_or(default, |build| build.resources);
-        let namespace = template.team.map_or_else(String::new, |_| format!("{}/", team.slug));
         Self {
             template_id: template.id.to_string(),
             build_id: build.as_ref().map_or(Uuid::nil(), |build| build.id.0),
@@ -101,14 +163,14 @@ impl TemplateView {
             memory_mb: resources.memory_mb,
             disk_size_mb: resources.disk_mb,
             public: template.public || template.team.is_none(),
-            names: template.aliases.iter().map(|alias| format!("{namespace}{alias}")).collect(),
+            names,
             aliases: template.aliases,
             created_at: template.created_at,
             updated_at: template.updated_at,
             created_by: None,
             last_spawned_at: template.last_spawned_at,
             spawn_count: template.spawn_count,
-            build_count: u32::from(build.is_some()),
+            build_count: builds,
             envd_version: if build.is_some() { ENVD_VERSION } else { "" },
             build_status: if build.is_some() { "ready" } else { "waiting" },
         }

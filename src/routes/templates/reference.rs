@@ -2,13 +2,12 @@
 
 use std::{fmt, str::FromStr};
 
+use http::StatusCode;
+
 use crate::{
     routes::{admin::is_name, reply::ApiError},
-    store::{Build, Store, StoreError, Team, Template},
+    store::{Build, DEFAULT_TAG, Store, StoreError, Team, Template},
 };
-
-/// The one tag that every template has.
-const DEFAULT_TAG: &str = "default";
 
 /// A name of a template, well-formed but perhaps nobody's.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,6 +56,21 @@ impl TemplateRef {
         self.tag.is_some()
     }
 
+    /// The tag, if one was given.
+    pub(crate) fn given_tag(&self) -> Option<&str> {
+        self.tag.as_deref()
+    }
+
+    /// The tag that is meant.
+    pub(crate) fn tag(&self) -> &str {
+        self.tag.as_deref().unwrap_or(DEFAULT_TAG)
+    }
+
+    /// The name itself.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
     /// The team's part of the name, if it was given.
     pub(crate) fn namespace(&self) -> Option<&str> {
         self.namespace.as_deref()
@@ -68,7 +82,7 @@ impl TemplateRef {
         store: &dyn Store,
         team: &Team,
     ) -> Result<Option<Template>, StoreError> {
-        store.resolve_template(team.id, self.namespace(), &self.name).await
+        store.resolve_template(team.id, self.namespace(), self.name()).await
     }
 
     /// The template of this name that the team may use; tags are not looked at.
@@ -76,6 +90,18 @@ impl TemplateRef {
         let found = self.find_any(store, team).await?;
         // Foreign private templates are hidden, not forbidden.
         Ok(found.filter(|template| template.public || template.team.is_none_or(|owner| owner == team.id)))
+    }
+
+    /// The template of this name if it is the team's own: 404 when there is none, 403 when it is
+    /// another team's or everybody's.
+    pub(super) async fn own(&self, store: &dyn Store, team: &Team) -> Result<Template, ApiError> {
+        let found = self.find_any(store, team).await?;
+        let template = found.ok_or_else(|| ApiError::not_found(format!("template '{self}' not found")))?;
+        if template.team == Some(team.id) {
+            return Ok(template);
+        }
+        let whose = if template.team.is_some() { "another team" } else { "the server" };
+        Err(ApiError::new(StatusCode::FORBIDDEN, format!("template '{self}' belongs to {whose}")))
     }
 
     /// The template and the build that its tag points to, or the 404 that says which is missing.
@@ -86,14 +112,18 @@ impl TemplateRef {
     ) -> Result<(Template, Build), ApiError> {
         let found = self.find(store, team).await?;
         let template = found.ok_or_else(|| ApiError::not_found(format!("template '{self}' not found")))?;
-        let build = self.build(&template)?;
+        let build = self.build(store, &template).await?;
         Ok((template, build))
     }
 
     /// The build of the template that the tag points to.
-    pub(crate) fn build(&self, template: &Template) -> Result<Build, ApiError> {
-        let tag = self.tag.as_deref().unwrap_or(DEFAULT_TAG);
-        let build = template.build.clone().filter(|_| tag == DEFAULT_TAG);
+    pub(crate) async fn build(&self, store: &dyn Store, template: &Template) -> Result<Build, ApiError> {
+        let tag = self.tag();
+        let build = if tag == DEFAULT_TAG {
+            template.build.clone()
+        } else {
+            store.tagged_build(&template.id, tag).await?
+        };
         build.ok_or_else(|| ApiError::not_found(format!("tag '{tag}' does not exist for template '{self}'")))
     }
 }
@@ -108,7 +138,8 @@ impl fmt::Display for TemplateRef {
     }
 }
 
-fn is_tag(text: &str) -> bool {
+/// Whether a text can be a tag.
+pub(super) fn is_tag(text: &str) -> bool {
     // What a name may hold, and dots.
     is_name(&text.replace('.', "_"))
 }

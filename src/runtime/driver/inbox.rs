@@ -74,9 +74,8 @@ impl Command {
     pub(super) fn refuse(self, error: LifeError) {
         match self {
             Self::Ask { reply, .. } => drop(reply.send(Err(error))),
-            Self::Pause { reply, .. } => drop(reply.send(Err(error))),
+            Self::Pause { reply, .. } | Self::SetEgress { reply, .. } => drop(reply.send(Err(error))),
             Self::Seal { reply, .. } => drop(reply.send(Err(error))),
-            Self::SetEgress { reply, .. } => drop(reply.send(Err(error))),
             Self::Expired | Self::End(_) => {}
         }
     }

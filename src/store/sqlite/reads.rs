@@ -8,7 +8,7 @@ use crate::{
     id::{BuildId, SandboxId, TeamId, TemplateId},
     sandbox::{Resources, SandboxRecord, SandboxState},
     store::{
-        ApiKey, Build, DEFAULT_TAG, SandboxFilter, Snapshot, SnapshotFilter, StoreError, Team, Template,
+        ApiKey, Build, DEFAULT_TAG, SandboxFilter, Snapshot, SnapshotFilter, StoreError, Tag, Team, Template,
     },
 };
 
@@ -110,6 +110,30 @@ pub(super) fn tagged_build(
          FROM tags t JOIN builds b ON b.id = t.build WHERE t.template = ?1 AND t.tag = ?2",
     )?;
     Ok(query.query_row([template.as_str(), tag], build_of).optional()?)
+}
+
+pub(super) fn tags(db: &Connection, template: &TemplateId) -> Result<Vec<Tag>, StoreError> {
+    // The default tag of a template that is no snapshot is its build, without a row of its own.
+    let mut query = db.prepare_cached(
+        "SELECT tag, build, assigned_us FROM tags WHERE template = ?1
+         UNION ALL
+         SELECT ?2, build, updated_us FROM templates WHERE id = ?1 AND build IS NOT NULL
+             AND NOT EXISTS (SELECT 1 FROM tags WHERE template = ?1 AND tag = ?2)
+         ORDER BY 1",
+    )?;
+    let rows = query.query_map([template.as_str(), DEFAULT_TAG], |row| {
+        Ok(Tag { name: row.get(0)?, build: parsed(row, 1)?, assigned_at: time(row, 2)? })
+    })?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
+pub(super) fn template_builds(db: &Connection, template: &TemplateId) -> Result<Vec<Build>, StoreError> {
+    let mut query = db.prepare_cached(
+        "SELECT id, template, cpu_count, memory_mb, disk_mb, fingerprint, created_us
+         FROM builds WHERE template = ?1 ORDER BY created_us DESC, id ASC",
+    )?;
+    let rows = query.query_map([template.as_str()], build_of)?;
+    Ok(rows.collect::<Result<_, _>>()?)
 }
 
 pub(super) fn snapshots(db: &Connection, filter: &SnapshotFilter) -> Result<Vec<Snapshot>, StoreError> {

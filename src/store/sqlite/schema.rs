@@ -99,6 +99,10 @@ const MIGRATIONS: &[&str] = &[
     CREATE INDEX builds_by_template ON builds (template);
     CREATE INDEX sandboxes_by_template ON sandboxes (template);
 ",
+    "
+    ALTER TABLE tags ADD COLUMN assigned_us INTEGER NOT NULL DEFAULT 0;
+    UPDATE tags SET assigned_us = (SELECT created_us FROM builds WHERE id = tags.build);
+",
 ];
 
 /// Brings the file to the newest schema, each step in its own transaction.

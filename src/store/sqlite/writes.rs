@@ -7,7 +7,7 @@ use rusqlite::{Connection, ErrorCode, OptionalExtension as _, params};
 
 use super::reads::state_text;
 use crate::{
-    id::{KeyId, SandboxId, TeamId, TemplateId},
+    id::{BuildId, KeyId, SandboxId, TeamId, TemplateId},
     sandbox::SandboxRecord,
     store::{ApiKey, Build, DEFAULT_TAG, Idempotency, Standing, StoreError, Team, Template},
 };
@@ -163,8 +163,69 @@ pub(super) fn add_snapshot(
     let former: Option<String> = db
         .query_row("SELECT build FROM tags WHERE template = ?1 AND tag = ?2", [id, tag], |row| row.get(0))
         .optional()?;
-    db.execute("INSERT OR REPLACE INTO tags (template, tag, build) VALUES (?1, ?2, ?3)", [id, tag, &now])?;
+    db.execute(
+        "INSERT OR REPLACE INTO tags (template, tag, build, assigned_us) VALUES (?1, ?2, ?3, ?4)",
+        params![id, tag, now, build.created_at.as_microsecond()],
+    )?;
     former.map_or(Ok(()), |former| drop_untagged(db, &former))
+}
+
+pub(super) fn assign_tags(
+    db: &Connection,
+    template: &TemplateId,
+    tags: &[String],
+    build: BuildId,
+    at: Timestamp,
+) -> Result<(), StoreError> {
+    let (id, build, at) = (template.as_str(), build.to_string(), at.as_microsecond());
+    let snapshot: Option<bool> = db
+        .query_row(
+            "SELECT t.snapshot FROM builds b JOIN templates t ON t.id = b.template WHERE b.id = ?1 AND t.id = ?2",
+            [&build, id],
+            |row| row.get(0),
+        )
+        .optional()?;
+    let snapshot = snapshot.ok_or(StoreError::Missing)?;
+    for tag in tags {
+        if tag == DEFAULT_TAG {
+            db.execute(
+                "UPDATE templates SET build = ?2, updated_us = ?3 WHERE id = ?1",
+                params![id, build, at],
+            )?;
+            if !snapshot {
+                continue;
+            }
+        }
+        let former: Option<String> = db
+            .query_row("SELECT build FROM tags WHERE template = ?1 AND tag = ?2", [id, tag], |row| row.get(0))
+            .optional()?;
+        db.execute(
+            "INSERT OR REPLACE INTO tags (template, tag, build, assigned_us) VALUES (?1, ?2, ?3, ?4)",
+            params![id, tag, build, at],
+        )?;
+        if let Some(former) = former.filter(|_| snapshot) {
+            drop_untagged(db, &former)?;
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn remove_tags(db: &Connection, template: &TemplateId, tags: &[String]) -> Result<(), StoreError> {
+    let id = template.as_str();
+    let snapshot: Option<bool> =
+        db.query_row("SELECT snapshot FROM templates WHERE id = ?1", [id], |row| row.get(0)).optional()?;
+    let snapshot = snapshot.ok_or(StoreError::Missing)?;
+    for tag in tags.iter().filter(|tag| *tag != DEFAULT_TAG) {
+        let former: Option<String> = db
+            .query_row("SELECT build FROM tags WHERE template = ?1 AND tag = ?2", [id, tag], |row| row.get(0))
+            .optional()?;
+        let Some(former) = former else { continue };
+        db.execute("DELETE FROM tags WHERE template = ?1 AND tag = ?2", [id, tag])?;
+        if snapshot {
+            drop_untagged(db, &former)?;
+        }
+    }
+    Ok(())
 }
 
 /// A build that no tag points to any more is nobody's.
