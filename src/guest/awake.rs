@@ -37,6 +37,14 @@ pub(crate) async fn until(deadline: Instant) {
     CLOCK.until(deadline).await;
 }
 
+/// As [`until`]; without a deadline it never is.
+pub(crate) async fn expiry(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
+
 /// The machine is about to be frozen.
 pub(crate) fn freeze() {
     CLOCK.stop();

@@ -18,6 +18,7 @@ use crate::{
         entry,
         failure::{self, is_missing},
         list, paths,
+        rpc::StreamDeadline,
         state::Guest,
         users::{User, Users},
         watch::Watches,
@@ -235,8 +236,10 @@ impl Filesystem for FilesystemService {
             network: request.allow_network_mounts,
         };
         let subscription = self.subscribe(wish).await?;
+        let keepalive = watching::keepalive(context.headers());
+        let deadline = StreamDeadline::of(&context);
         let stream: ServiceStream<WatchDirResponse> =
-            Box::pin(watching::stream(subscription, watching::keepalive(context.headers())));
+            Box::pin(watching::stream(subscription, keepalive, deadline));
         Ok(caller.answer(stream))
     }
 

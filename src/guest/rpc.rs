@@ -29,11 +29,11 @@ use crate::{
 };
 
 mod deadline;
+mod kind;
 mod stream;
 
-pub(crate) use deadline::moderate;
-
-use deadline::StreamDeadline;
+pub(crate) use deadline::{StreamDeadline, moderate};
+pub(crate) use kind::of_its_kind;
 
 /// The service object.
 #[derive(Debug, Clone)]

@@ -76,6 +76,7 @@ fn routes(guest: &Guest, processes: Processes) -> Router<Guest> {
         router.route(&format!("/{method}"), post_service(services.clone()))
     });
     rpcs.layer(middleware::from_fn(rpc::moderate))
+        .layer(middleware::from_fn(rpc::of_its_kind))
         .route("/health", read_only(health))
         .route("/envs", read_only(envs))
         .merge(metrics::routes(guest))

@@ -421,7 +421,7 @@ async fn a_lost_event_ends_the_watch() {
     for number in 0..=limit {
         fs::write(rig.path(&number.to_string()), "").unwrap();
     }
-    let mut stream = Box::pin(watching::stream(subscription, Duration::from_secs(90)));
+    let mut stream = Box::pin(watching::stream(subscription, Duration::from_secs(90), None));
     assert!(stream.next().await.unwrap().is_ok());
     let error = loop {
         match tokio::time::timeout(LIMIT, stream.next()).await.unwrap().unwrap() {

@@ -12,10 +12,12 @@ use std::{
 use connectrpc::ConnectError;
 use futures_util::stream::{self, Stream, StreamExt as _};
 use http::HeaderMap;
+use tokio::time::Instant;
 
 use super::{FilesystemError, FilesystemService};
 use crate::{
     guest::{
+        awake,
         failure::{self, is_missing},
         watch::{
             Interests, Subscription, WatchError, is_network_mount,
@@ -100,15 +102,24 @@ pub(super) fn keepalive(headers: &HeaderMap) -> Duration {
         .map_or(KEEPALIVE, Duration::from_secs)
 }
 
-/// `start`, then events as they come and keepalives when none does. Ends only with the watcher.
+/// `start`, then events as they come and keepalives when none does. Ends with the watcher, or at
+/// the client's deadline, by the clock of [`awake`].
 pub(super) fn stream(
     subscription: Subscription,
     keepalive: Duration,
+    deadline: Option<Instant>,
 ) -> impl Stream<Item = Result<WatchDirResponse, ConnectError>> + Send {
     let start = response(watch_dir_response::Event::Start(Box::<StartEvent>::default()));
     let events = stream::unfold(Some(subscription), move |subscription| async move {
         let subscription = subscription?;
-        match tokio::time::timeout(keepalive, subscription.mailbox.next()).await {
+        let told = tokio::select! {
+            biased;
+            () = awake::expiry(deadline) => {
+                return Some((Err(ConnectError::deadline_exceeded("context deadline exceeded")), None));
+            }
+            told = tokio::time::timeout(keepalive, subscription.mailbox.next()) => told,
+        };
+        match told {
             Ok(Ok(event)) => {
                 let event = watch_dir_response::Event::Filesystem(Box::new(message(event)));
                 Some((Ok(response(event)), Some(subscription)))

@@ -1,8 +1,9 @@
 //! `Connect-Timeout-Ms`, read before the RPC library does (contract/sandbox 2.3 and 3).
 //!
 //! The library ignores a value that is no number and ends a stream's start by its own clock and
-//! words. Here: no number is the client's error, 0 is no limit, and for Start and Connect the
-//! time is taken away from the library and given to the process and its stream.
+//! words, and cuts a watch without an end frame. Here: no number is the client's error, 0 is no
+//! limit, and for server streams the time is taken away from the library and given to the stream,
+//! with Start also to the process.
 
 use std::time::Duration;
 
@@ -14,17 +15,18 @@ use crate::guest::{awake, serve::rpc_error};
 
 const HEADER: &str = "connect-timeout-ms";
 const MAX_DIGITS: usize = 10;
-const STREAMS: [&str; 2] = ["/process.Process/Start", "/process.Process/Connect"];
+const STREAMS: [&str; 3] =
+    ["/process.Process/Start", "/process.Process/Connect", "/filesystem.Filesystem/WatchDir"];
 
 /// When a stream's time is over, by the clock of [`awake`].
 #[derive(Debug, Clone, Copy)]
-pub(super) struct StreamDeadline(Instant);
+pub(crate) struct StreamDeadline(Instant);
 
 // === impl StreamDeadline ===
 
 impl StreamDeadline {
     /// The one that the request carries, if it does.
-    pub(super) fn of(ctx: &RequestContext) -> Option<Instant> {
+    pub(crate) fn of(ctx: &RequestContext) -> Option<Instant> {
         ctx.extensions().get::<Self>().map(|deadline| deadline.0)
     }
 }

@@ -82,7 +82,7 @@ impl View {
         let deadline = self.deadline;
         tokio::select! {
             biased;
-            () = expiry(deadline) => {
+            () = awake::expiry(deadline) => {
                 self.stage = Stage::Over;
                 Err(ConnectError::deadline_exceeded("context deadline exceeded"))
             }
@@ -99,13 +99,6 @@ impl View {
             },
             () = sleep_until(keepalive) => Ok(KeepAlive::default().into()),
         }
-    }
-}
-
-async fn expiry(deadline: Option<Instant>) {
-    match deadline {
-        Some(deadline) => awake::until(deadline).await,
-        None => std::future::pending().await,
     }
 }
 
