@@ -1,6 +1,7 @@
-"""The guest of a sandbox as this host sees it: its process, its memory and what it holds open."""
+"""The server and a sandbox's guest as this host sees them: processes, memory and what they hold open."""
 
 import contextlib
+import os
 import pathlib
 
 
@@ -38,3 +39,15 @@ def inotify_watches(pid):
             # A descriptor may be there twice.
             held.update(line for line in entry.read_text().splitlines() if line.startswith("inotify wd:"))
     return len(held)
+
+
+def gateway():
+    """The pid of the shared server's gateway; its warden has the same command line and is root."""
+    data = os.environ["FIRKIN_TEST_DATA_DIR"].encode()
+    for entry in pathlib.Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                words = (entry / "cmdline").read_bytes().split(b"\0")
+                if b"serve" in words and data in words and entry.stat().st_uid != 0:
+                    return int(entry.name)
+    raise AssertionError("the gateway is not on this host")
