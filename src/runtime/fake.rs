@@ -10,6 +10,7 @@
 //! of the engine is a gateway that restarts while its machines go on.
 
 mod clock;
+mod disk;
 mod guest;
 mod machine;
 mod service;
@@ -25,11 +26,15 @@ use std::{
 use async_trait::async_trait;
 use parking_lot::Mutex;
 
-use self::machine::{Body, FakeMachine};
 pub use self::{
     clock::HeldClock,
+    disk::FakeFiles,
     guest::GuestView,
     service::{Handler, Service},
+};
+use self::{
+    disk::{FakeDisk, Images},
+    machine::{Body, FakeMachine},
 };
 use crate::{
     id::{BuildId, SandboxId},
@@ -50,6 +55,8 @@ pub struct Faults {
     pub seal_delay: Duration,
     /// So many of those fail before one works.
     pub seal_failures: u32,
+    /// They all fail for want of room, after their delay.
+    pub disk_full: bool,
     /// How long a stop takes.
     pub stop_delay: Duration,
     /// So many stops fail before one works.
@@ -75,10 +82,9 @@ pub struct FakeEngine {
 /// What all clones of an engine share: the "host" on which the machines run.
 pub(in crate::runtime::fake) struct Host {
     machines: Mutex<HashMap<SandboxId, Arc<Body>>>,
-    /// Disks without a machine, and the images that they lie on.
-    kept: Mutex<BTreeMap<SandboxId, BuildId>>,
-    /// Images made of disks, and what they lie on.
-    sealed: Mutex<BTreeMap<BuildId, BuildId>>,
+    /// Disks without a machine.
+    kept: Mutex<BTreeMap<SandboxId, FakeDisk>>,
+    images: Mutex<Images>,
     services: Mutex<BTreeMap<u16, Service>>,
     faults: Mutex<Faults>,
 }
@@ -105,7 +111,7 @@ impl FakeEngine {
             host: Arc::new(Host {
                 machines: Mutex::default(),
                 kept: Mutex::default(),
-                sealed: Mutex::default(),
+                images: Mutex::default(),
                 services: Mutex::new(services),
                 faults: Mutex::default(),
             }),
@@ -225,35 +231,15 @@ impl Engine for FakeEngine {
     }
 
     async fn seal(&self, sandbox: SandboxId, build: BuildId) -> Result<(), EngineError> {
-        let frozen = self.host.body(sandbox).filter(|body| body.is_frozen()).map(|body| body.build);
-        let kept = self.host.kept.lock().get(&sandbox).copied();
-        let Some(parent) = frozen.or(kept) else { return Err(EngineError::Gone) };
-        tokio::time::sleep(self.host.faults().seal_delay).await;
-        if self.host.take(|faults| &mut faults.seal_failures) {
-            return Err(EngineError::Host { step: "seal", reason: "injected".to_owned() });
-        }
-        self.host.sealed.lock().insert(build, parent);
-        Ok(())
+        self.host.seal(sandbox, build).await
     }
 
     async fn images(&self) -> Result<Vec<ImageUse>, EngineError> {
-        let one = |(build, parent): (&BuildId, &BuildId)| ImageUse {
-            build: *build,
-            parent: Some(*parent),
-            sealed: true,
-        };
-        Ok(self.host.sealed.lock().iter().map(one).collect())
+        Ok(self.image_uses())
     }
 
     async fn remove_image(&self, build: BuildId) -> Result<bool, EngineError> {
-        let machines = self.host.machines.lock().values().any(|body| body.build == build);
-        let kept = self.host.kept.lock().values().any(|of| *of == build);
-        let mut sealed = self.host.sealed.lock();
-        let used = machines || kept || sealed.values().any(|parent| *parent == build);
-        if !used {
-            sealed.remove(&build);
-        }
-        Ok(!used)
+        Ok(self.host.remove_image(build))
     }
 
     async fn discard(&self, sandbox: SandboxId) -> Result<(), EngineError> {
@@ -297,7 +283,7 @@ impl Host {
             && let Some(body) = machines.remove(&sandbox)
             && keep_disk
         {
-            self.kept.lock().insert(sandbox, body.build);
+            self.kept.lock().insert(sandbox, body.disk.lock().clone());
         }
     }
 
@@ -307,7 +293,6 @@ impl Host {
 
     fn start(self: &Arc<Self>, spec: &MachineSpec) -> Result<Arc<Body>, EngineError> {
         let weak: Weak<Self> = Arc::downgrade(self);
-        let body = Arc::new(Body::new(spec, weak));
         let mut machines = self.machines.lock();
         if machines.contains_key(&spec.sandbox) {
             return Err(EngineError::Host {
@@ -315,10 +300,15 @@ impl Host {
                 reason: format!("sandbox {} has a machine already", spec.sandbox),
             });
         }
-        let kept = self.kept.lock().remove(&spec.sandbox);
-        if spec.disk == Disk::Kept && kept.is_none() {
-            return Err(EngineError::NoDisk(spec.sandbox));
-        }
+        let mut kept = self.kept.lock();
+        let disk = match spec.disk {
+            // A disk is of use only on the image that it was written on.
+            Disk::Kept => kept.get(&spec.sandbox).filter(|disk| disk.build == spec.build).cloned(),
+            Disk::New => Some(self.images.lock().disk(spec.build)?),
+        };
+        let disk = disk.ok_or(EngineError::NoDisk(spec.sandbox))?;
+        kept.remove(&spec.sandbox);
+        let body = Arc::new(Body::new(spec, disk, weak));
         machines.insert(spec.sandbox, Arc::clone(&body));
         Ok(body)
     }

@@ -8,7 +8,8 @@
 //!       image.json        what it is
 //!       root/             the layer at /
 //!       mask/ supplement/ only of a host view: the layers over the host's own /usr
-//!       usr/            only of a snapshot on a host view: the layer at /usr
+//!       usr/              only of a snapshot on a host view: the layer at /usr
+//!       integrity.json    only of a snapshot: what each layer held when it was made
 //!     .trash-<build>/     being removed; finished by the next maker if that is cut short
 //! ```
 //! An image never changes once it has its name, so it is read without a lock. The files of a
@@ -32,8 +33,13 @@ use crate::{
 };
 
 pub(super) mod accounts;
+mod attributes;
+mod content;
 mod draft;
+mod integrity;
+mod layers;
 mod remove;
+pub(super) mod seal;
 pub(super) mod tree;
 
 pub(super) use draft::Draft;
@@ -53,6 +59,8 @@ const LARGEST_MANIFEST: u64 = 64 * 1024;
 pub struct ImageLayers {
     /// The overlays, the root first.
     pub mounts: Vec<ImageMount>,
+    /// The builds that they come from, the image's own first.
+    pub builds: Vec<BuildId>,
 }
 
 /// One overlay of an image.
@@ -88,6 +96,9 @@ pub enum ImageError {
          `firkin template import NAME --rootfs DIR` or `--tar FILE`"
     )]
     Host(String),
+    /// The file system has no room, or no inode, left.
+    #[error("the disk is full: {0}")]
+    Full(String),
     /// What was to be imported is not acceptable.
     #[error("import refused: {0}")]
     Refused(String),
@@ -100,6 +111,24 @@ pub enum ImageError {
         #[source]
         source: io::Error,
     },
+}
+
+// === impl ImageError ===
+
+impl ImageError {
+    /// Whether there was no room for it.
+    pub(super) fn is_full(&self) -> bool {
+        match self {
+            Self::Full(_) => true,
+            Self::Step { source, .. } => is_full(source),
+            _ => false,
+        }
+    }
+}
+
+/// Whether the kernel says that there is no room.
+pub(super) fn is_full(error: &io::Error) -> bool {
+    [Errno::NOSPC, Errno::DQUOT].iter().any(|full| error.raw_os_error() == Some(full.raw_os_error()))
 }
 
 /// Names the step at which a kernel call failed.
@@ -141,17 +170,18 @@ impl Manifest {
 /// The layers of a complete image, for the launcher: its own on top of those of its parents.
 pub fn resolve(store: BorrowedFd<'_>, build: BuildId) -> Result<ImageLayers, ImageError> {
     let mut lineage = lineage(store, build)?;
+    let builds = lineage.iter().map(|(manifest, _)| manifest.build).collect();
     let Some((first, image)) = lineage.pop() else { return Err(ImageError::Missing(build)) };
-    let mut layers = own_layers(image.as_fd(), &first)?;
+    let mut mounts = own_layers(image.as_fd(), &first)?;
     for (manifest, image) in lineage.into_iter().rev() {
-        for mount in &mut layers.mounts {
+        for mount in &mut mounts {
             let name = sealed_layer(mount.at);
             let layer = directory(image.as_fd(), name)
                 .doing(|| format!("open layer {name} of {}", manifest.build))?;
             mount.lowers.insert(0, layer);
         }
     }
-    Ok(layers)
+    Ok(ImageLayers { mounts, builds })
 }
 
 /// An image and its parents, the first ancestor last.
@@ -163,22 +193,21 @@ fn lineage(store: BorrowedFd<'_>, build: BuildId) -> Result<Vec<(Manifest, Owned
             let reason = format!("more than {DEEPEST} images lie on each other");
             return Err(ImageError::Damaged { build, reason });
         }
-        let image = open(store, one)?;
+        let damaged = |reason: String| ImageError::Damaged { build, reason };
+        let image = match open(store, one) {
+            Err(ImageError::Missing(_)) if one != build => {
+                return Err(damaged(format!("image {one}, which it lies on, is not there")));
+            }
+            opened => opened?,
+        };
         let manifest = manifest(image.as_fd(), one)?;
         next = manifest.parent;
+        if next.is_some() != (manifest.kind == ImageKind::Snapshot) {
+            return Err(damaged(format!("what image {one} lies on is not told")));
+        }
         lineage.push((manifest, image));
     }
     Ok(lineage)
-}
-
-/// Refuses a further image on top of one that has as many below it as there may be.
-pub(super) fn deep_enough(store: BorrowedFd<'_>, parent: BuildId) -> Result<(), ImageError> {
-    if lineage(store, parent)?.len() < DEEPEST {
-        return Ok(());
-    }
-    Err(ImageError::Refused(format!(
-        "{DEEPEST} snapshots lie on each other already; start from an earlier one or import a new template"
-    )))
 }
 
 /// The directory of a snapshot's layer for a mount.
@@ -186,25 +215,33 @@ pub(super) fn sealed_layer(at: &str) -> &'static str {
     if at == "usr" { "usr" } else { "root" }
 }
 
-/// Every complete image: its build, what it lies on, and whether a sandbox made it.
-pub(super) fn all(store: BorrowedFd<'_>) -> Result<Vec<ImageUse>, ImageError> {
-    let names = tree::names(store).doing(|| "list the template store".to_owned())?;
-    let mut images = Vec::new();
-    for name in names {
-        let Some(build) = std::str::from_utf8(&name).ok().and_then(|name| name.parse().ok()) else {
-            continue;
-        };
-        // One that cannot be read is nobody's parent, and stays.
-        if let Ok(manifest) = open(store, build).and_then(|image| manifest(image.as_fd(), build)) {
-            let sealed = manifest.kind == ImageKind::Snapshot;
-            images.push(ImageUse { build, parent: manifest.parent, sealed });
-        }
-    }
-    images.sort_by_key(|image| image.build);
-    Ok(images)
+/// Complete images in the order of their builds: after one of them, and at most so many.
+pub(super) fn list(
+    store: BorrowedFd<'_>,
+    after: Option<BuildId>,
+    most: usize,
+) -> Result<Vec<ImageUse>, ImageError> {
+    let mut builds: Vec<BuildId> = tree::names(store)
+        .doing(|| "list the template store".to_owned())?
+        .iter()
+        .filter_map(|name| std::str::from_utf8(name).ok()?.parse().ok())
+        .filter(|build| after.is_none_or(|after| *build > after))
+        .collect();
+    builds.sort_unstable();
+    // One that cannot be read is nobody's parent, and stays.
+    let read = |build: BuildId| {
+        let Manifest { parent, kind, .. } = manifest(open(store, build).ok()?.as_fd(), build).ok()?;
+        Some(ImageUse { build, parent, sealed: kind == ImageKind::Snapshot })
+    };
+    Ok(builds.into_iter().filter_map(read).take(most).collect())
 }
 
-fn own_layers(image: BorrowedFd<'_>, manifest: &Manifest) -> Result<ImageLayers, ImageError> {
+/// The image that a complete image lies on.
+pub(super) fn parent(store: BorrowedFd<'_>, build: BuildId) -> Result<Option<BuildId>, ImageError> {
+    Ok(manifest(open(store, build)?.as_fd(), build)?.parent)
+}
+
+fn own_layers(image: BorrowedFd<'_>, manifest: &Manifest) -> Result<Vec<ImageMount>, ImageError> {
     let build = manifest.build;
     let layer = |name: &str| directory(image, name).doing(|| format!("open layer {name} of {build}"));
     let mut mounts = vec![ImageMount { at: "", lowers: vec![layer("root")?] }];
@@ -214,7 +251,7 @@ fn own_layers(image: BorrowedFd<'_>, manifest: &Manifest) -> Result<ImageLayers,
                 .doing(|| "open the host's /usr".to_owned())?;
         mounts.push(ImageMount { at: "usr", lowers: vec![layer("mask")?, layer("supplement")?, host] });
     }
-    Ok(ImageLayers { mounts })
+    Ok(mounts)
 }
 
 /// What a complete image is.
@@ -228,6 +265,11 @@ pub fn info(store: BorrowedFd<'_>, build: BuildId) -> Result<ImageInfo, ImageErr
 /// seconds: run it in a worker.
 pub fn remove(store: BorrowedFd<'_>, build: BuildId) -> Result<(), ImageError> {
     remove::image(store, build)
+}
+
+/// Removes drafts that nobody works on any more, and what is left of removals.
+pub(super) fn clear_drafts(store: BorrowedFd<'_>) -> Result<(), ImageError> {
+    remove::leftovers(store)
 }
 
 /// Opens a directory by one name, which may not be a link.

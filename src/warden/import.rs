@@ -1,4 +1,4 @@
-//! Root file systems from outside, and the writable layers of sandboxes, become images.
+//! Root file systems from outside become images.
 //!
 //! What comes in is hostile. It is unpacked by a child process that has no network, no other
 //! file system than the draft (its root is the draft's own layer), no capability but those that
@@ -16,8 +16,8 @@ use std::{
 use rustix::thread::CapabilitySet;
 
 use super::{
-    image::{self, Doing as _, Draft, ImageError, Tree},
-    machine::room,
+    confine::{self, Refusal, at},
+    image::{Doing as _, Draft, ImageError, Tree},
 };
 use crate::{
     id::BuildId,
@@ -26,11 +26,9 @@ use crate::{
 
 mod archive;
 mod complete;
-mod confine;
 mod directory;
 #[cfg(test)]
 mod tests;
-mod upper;
 
 /// Ids at or above this have no owner in a machine.
 const IDS: u64 = 65_536;
@@ -65,17 +63,6 @@ pub struct Import<'a> {
     pub limits: Limits,
 }
 
-/// Why a tree is not taken in.
-#[derive(Debug, thiserror::Error)]
-enum Refusal {
-    /// An entry that no honest archive has.
-    #[error("{0}")]
-    Content(String),
-    /// A step failed.
-    #[error("{what}: {error}")]
-    Step { what: String, error: std::io::Error },
-}
-
 /// What has come in so far.
 struct Intake<'a> {
     limits: Limits,
@@ -104,36 +91,6 @@ pub fn import_tar(
     progress: &mut dyn FnMut(&str),
 ) -> Result<ImageInfo, ImageError> {
     take_in(store, import, progress, |tree, intake| archive::unpack(archive, tree, intake))
-}
-
-/// Makes an image of what a sandbox wrote, on top of the image that it runs on. Nothing may write
-/// to its layers meanwhile. Call it as root, in a process with one thread.
-pub(super) fn seal(
-    store: BorrowedFd<'_>,
-    room: BorrowedFd<'_>,
-    parent: BuildId,
-    build: BuildId,
-) -> Result<ImageInfo, ImageError> {
-    let mounts = image::resolve(store, parent)?.mounts;
-    image::deep_enough(store, parent)?;
-    let draft = Draft::begin(store, build)?;
-    let mut skipped = 0;
-    for (number, mount) in mounts.iter().enumerate() {
-        let upper = room::open(room, &room::layer("upper", number))
-            .doing(|| format!("open the writable layer of /{}", mount.at))?;
-        let tree = draft.layer(image::sealed_layer(mount.at))?;
-        let top = tree.as_fd().try_clone_to_owned().doing(|| "keep the draft open".to_owned())?;
-        let counted = confine::run(top.as_fd(), CapabilitySet::SETFCAP, &mut |_| {}, |progress| {
-            let mut tree = tree;
-            let limits = Limits::default();
-            let mut intake = Intake { limits, bytes: 0, entries: 0, skipped: 0, progress };
-            upper::copy(upper.as_fd(), &mut tree, &mut intake)?;
-            Ok(Some(intake.skipped.to_string()))
-        })?;
-        skipped += counted.and_then(|count| count.parse::<u64>().ok()).unwrap_or(0);
-    }
-    let notice = (skipped > 0).then(|| format!("{skipped} sockets or pipes were left out"));
-    draft.finish_on(ImageKind::Snapshot, Some(parent), None, notice)
 }
 
 fn take_in(
@@ -170,11 +127,6 @@ impl Intake<'_> {
         }
         Ok(())
     }
-}
-
-/// Names the entry at which a step failed.
-fn at<E: Into<std::io::Error>>(path: &[u8]) -> impl Fn(E) -> Refusal {
-    move |error| Refusal::Step { what: String::from_utf8_lossy(path).into_owned(), error: error.into() }
 }
 
 /// An owner, if a machine has it.

@@ -22,6 +22,7 @@ use std::{
 
 pub mod base;
 mod cgroup;
+mod confine;
 mod dial;
 #[cfg(feature = "fuzzing")]
 pub(crate) mod fuzzing;

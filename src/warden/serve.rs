@@ -30,13 +30,14 @@ use super::{
     slots::Slots,
 };
 use crate::{
-    id::SandboxId,
+    id::{BuildId, SandboxId},
     wire::warden::{Cause, CreateMachine, Event, FromWarden, Reply, Request},
 };
 
 mod calls;
 mod create;
 mod end;
+mod images;
 mod jobs;
 mod sweep;
 
@@ -102,6 +103,8 @@ pub(super) struct Warden<'a> {
     machines: BTreeMap<SandboxId, Machine>,
     queue: VecDeque<(u64, CreateMachine)>,
     slots: Slots,
+    /// Which image lies on which.
+    parents: BTreeMap<BuildId, BuildId>,
     jobs: HashMap<u64, Job>,
     /// Since when something lies in the rubbish that no worker has been sent for.
     rubbish: Option<Instant>,
@@ -143,6 +146,7 @@ impl<'a> Warden<'a> {
             machines: BTreeMap::new(),
             queue: VecDeque::new(),
             slots: Slots::new(instance, &[]),
+            parents: BTreeMap::new(),
             jobs: HashMap::new(),
             rubbish: None,
             tick: TICK,

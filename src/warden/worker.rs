@@ -37,6 +37,8 @@ pub(crate) enum Report {
     Probes(Vec<ProbeResult>),
     /// It counted bytes.
     Bytes(u64),
+    /// There was no room for it.
+    Full(String),
     /// It could not.
     Failed(String),
 }
@@ -83,6 +85,11 @@ impl Worker {
         Ok(Self { pid, pipe: File::from(read), text: Vec::new() })
     }
 
+    /// Tells it to end, and does not wait: [`Self::listen`] says when it has.
+    pub(crate) fn kill(&self) {
+        let _ = rustix::process::kill_process(self.pid, Signal::KILL);
+    }
+
     pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
         self.pipe.as_fd()
     }
@@ -122,6 +129,11 @@ impl Drop for Worker {
         let _ = rustix::process::kill_process(self.pid, Signal::KILL);
         while matches!(rustix::process::waitpid(Some(self.pid), WaitOptions::empty()), Err(Errno::INTR)) {}
     }
+}
+
+/// Of a worker: takes the warden's own priority back, for work that somebody waits for.
+pub(crate) fn hurry() {
+    let _ = rustix::process::nice(-NICENESS);
 }
 
 fn rustix_pipe() -> io::Result<(OwnedFd, OwnedFd)> {

@@ -84,7 +84,8 @@ pub enum Call {
     /// The state of the `base` template: builds it when the host's packages changed or it was
     /// never built; progress comes as [`Event::Progress`]. Answered with [`Reply::Image`].
     EnsureBase,
-    /// Whether a build made by `firkin template import` is complete and fit for use.
+    /// Whether a build is complete and fit for use; a snapshot is read whole and held against its
+    /// record for that.
     /// Answered with [`Reply::Image`].
     CheckImage {
         /// The build.

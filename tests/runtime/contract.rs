@@ -8,7 +8,7 @@ use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 use firkin::{
     id::{BuildId, OsEntropy, SandboxId},
     runtime::{
-        engine::{Ability, Disk, Engine, EngineError, Machine, MachineSpec},
+        engine::{Ability, Disk, Engine, EngineError, ImageUse, Machine, MachineSpec},
         link::{GuestLink, LinkError, LinkStream},
     },
     sandbox::Resources,
@@ -32,6 +32,13 @@ pub(crate) type Later<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 /// Makes something echo on a port of a machine.
 pub(crate) type Echo = Box<dyn Fn(Arc<dyn Machine>, u16) -> Later<()> + Send + Sync>;
 
+/// Writes a text to a file of a machine's disk.
+pub(crate) type Write =
+    Box<dyn Fn(Arc<dyn Machine>, SandboxId, &'static str, &'static str) -> Later<()> + Send + Sync>;
+/// Reads such a text; none: there is no such file.
+pub(crate) type Read =
+    Box<dyn Fn(Arc<dyn Machine>, SandboxId, &'static str) -> Later<Option<String>> + Send + Sync>;
+
 /// An engine, and what a test needs that the contract does not give.
 pub(crate) struct Subject {
     /// The engine.
@@ -43,6 +50,9 @@ pub(crate) struct Subject {
     /// Makes something listen in a machine that sends every byte back and, when it has read to
     /// the end, ends its own direction too.
     pub(crate) echo: Echo,
+    /// Writes and reads files.
+    pub(crate) write: Write,
+    pub(crate) read: Read,
     /// What machines of this engine hold on the host now, named so that a difference can be read.
     pub(crate) census: Box<dyn Fn() -> Vec<String> + Send + Sync>,
 }
@@ -58,6 +68,7 @@ pub(crate) async fn hold(subject: &Subject) {
     a_frozen_machine_stands_still(subject).await;
     a_machine_is_found_again_until_it_ends(subject).await;
     a_shelved_machine_leaves_its_disk_for_the_next(subject).await;
+    an_image_is_made_of_a_disk_and_goes_when_nothing_lies_on_it(subject).await;
     unchanged(subject, &before).await;
     a_create_that_is_dropped_leaves_nothing(subject).await;
     unchanged(subject, &before).await;
@@ -248,6 +259,73 @@ pub(crate) async fn a_shelved_machine_leaves_its_disk_for_the_next(subject: &Sub
     assert_eq!(kept().await, [id]);
     timeout(LONG, engine.sweep(&[])).await.expect("in time").unwrap();
     assert_eq!(kept().await, []);
+}
+
+pub(crate) async fn an_image_is_made_of_a_disk_and_goes_when_nothing_lies_on_it(subject: &Subject) {
+    let engine = &subject.engine;
+    let write = async |of: &(SandboxId, Arc<dyn Machine>), name, text| {
+        timeout(LONG, (subject.write)(Arc::clone(&of.1), of.0, name, text)).await.expect("in time");
+    };
+    let read = async |of: &(SandboxId, Arc<dyn Machine>), name| {
+        timeout(LONG, (subject.read)(Arc::clone(&of.1), of.0, name)).await.expect("in time")
+    };
+    let seal = async |id, build| timeout(LONG, engine.seal(id, build)).await.expect("in time");
+    let remove = async |build| timeout(LONG, engine.remove_image(build)).await.expect("in time").unwrap();
+    let known = async |build: BuildId| -> Option<ImageUse> {
+        let images = timeout(LONG, engine.images()).await.expect("in time").unwrap();
+        images.into_iter().find(|image| image.build == build)
+    };
+    let machine = async |build| {
+        let id = SandboxId::generate(&OsEntropy);
+        let spec = MachineSpec { build, ..subject.spec(id) };
+        (id, timeout(LONG, engine.create(spec)).await.expect("in time").unwrap())
+    };
+    let (low, high) = (BuildId::generate(&OsEntropy), BuildId::generate(&OsEntropy));
+
+    let first = machine(subject.build).await;
+    write(&first, "a", "1").await;
+    assert!(seal(first.0, low).await.is_err(), "it is not frozen");
+    assert_eq!(known(low).await, None);
+    first.1.freeze().await.unwrap();
+    seal(first.0, low).await.unwrap();
+    assert!(seal(first.0, low).await.is_err(), "the build is there already");
+    let expected = ImageUse { build: low, parent: Some(subject.build), sealed: true };
+    assert_eq!(known(low).await, Some(expected));
+    first.1.thaw().await.unwrap();
+    write(&first, "a", "2").await;
+
+    let second = machine(low).await;
+    assert_eq!(read(&second, "a").await.as_deref(), Some("1"), "as it was then");
+    write(&second, "b", "x").await;
+    assert!(!remove(low).await, "a machine lies on it");
+    second.1.shelve().await.unwrap();
+    assert!(!remove(low).await, "a kept disk lies on it");
+    seal(second.0, high).await.unwrap();
+    let again = MachineSpec { generation: 2, disk: Disk::Kept, build: low, ..subject.spec(second.0) };
+    let wrong = MachineSpec { build: high, ..again.clone() };
+    let refused = timeout(LONG, engine.create(wrong)).await.expect("in time");
+    assert!(matches!(refused, Err(EngineError::NoDisk(_))), "a disk is of its own image");
+    let back = (second.0, timeout(LONG, engine.create(again)).await.expect("in time").unwrap());
+    assert_eq!(read(&back, "b").await.as_deref(), Some("x"), "the kept disk has it");
+    stop(&*back.1).await;
+    assert!(!remove(low).await, "an image lies on it");
+
+    let third = machine(high).await;
+    assert_eq!(read(&third, "a").await.as_deref(), Some("1"));
+    assert_eq!(read(&third, "b").await.as_deref(), Some("x"));
+    assert_eq!(read(&first, "a").await.as_deref(), Some("2"));
+    assert_eq!(read(&first, "b").await, None);
+    stop(&*first.1).await;
+    stop(&*third.1).await;
+    for build in [high, low, low] {
+        assert!(remove(build).await);
+        assert_eq!(known(build).await, None);
+    }
+    let gone = MachineSpec { build: low, ..subject.spec(first.0) };
+    let refused = timeout(LONG, engine.create(gone)).await.expect("in time");
+    assert!(matches!(refused, Err(EngineError::NoImage(build)) if build == low));
+    assert!(matches!(seal(first.0, low).await, Err(EngineError::Gone)), "it has no disk");
+    assert_eq!(known(low).await, None);
 }
 
 pub(crate) async fn a_create_that_is_dropped_leaves_nothing(subject: &Subject) {

@@ -19,6 +19,7 @@ use super::contract::{self, Control, LONG, Subject};
 
 fn subject(engine: &FakeEngine) -> Subject {
     let (echoing, counted) = (engine.clone(), engine.clone());
+    let (written, kept) = (engine.clone(), engine.clone());
     Subject {
         engine: Arc::new(engine.clone()),
         build: BuildId::generate(&OsEntropy),
@@ -26,6 +27,14 @@ fn subject(engine: &FakeEngine) -> Subject {
         echo: Box::new(move |_, port| {
             echoing.listen(port, Service::Echo);
             Box::pin(async {})
+        }),
+        write: Box::new(move |_, id, name, text| {
+            assert!(written.write_file(id, name, text.as_bytes()));
+            Box::pin(async {})
+        }),
+        read: Box::new(move |_, id, name| {
+            let content = kept.files(id).and_then(|files| files.get(name).cloned());
+            Box::pin(async move { content.map(|content| String::from_utf8(content).unwrap()) })
         }),
         census: Box::new(move || counted.live().iter().map(ToString::to_string).collect()),
     }

@@ -2,7 +2,7 @@
 //!
 //! It speaks the link's handshake and answers every control message. What follows `CONNECT 49983`
 //! is lines: `exit` ends it, `id` tells who it is, `echo ADDRESS` makes something listen there that
-//! sends every byte back.
+//! sends every byte back; `write`, `read`, `remove`, `rename`, `mkdir` and `view` are of files.
 
 use std::{
     fs,
@@ -10,7 +10,10 @@ use std::{
     net::{Shutdown, TcpListener},
     os::{
         fd::FromRawFd,
-        unix::net::{UnixListener, UnixStream},
+        unix::{
+            fs::MetadataExt,
+            net::{UnixListener, UnixStream},
+        },
     },
     sync::Mutex,
     thread,
@@ -75,12 +78,46 @@ fn commands(mut reader: BufReader<UnixStream>, mut stream: UnixStream) -> Option
                 }
                 Err(error) => error.to_string(),
             },
+            ["write", path, text] => done(fs::write(path, text)),
+            ["mkdir", path] => done(fs::create_dir_all(path)),
+            ["link", from, to] => done(fs::hard_link(from, to)),
+            ["remove", path] => done(fs::remove_file(path).or_else(|_| fs::remove_dir_all(path))),
+            ["rename", from, to] => done(fs::rename(from, to)),
+            ["read", path] => match fs::read_to_string(path) {
+                Ok(text) => format!("text {text}"),
+                Err(error) => error.to_string(),
+            },
+            ["view", top] => {
+                let mut lines = Vec::new();
+                view(std::path::Path::new(top), &mut lines);
+                lines.sort();
+                lines.join("|")
+            }
             _ => "what?".to_owned(),
         };
         writeln!(stream, "{answer}").ok()?;
         line.clear();
     }
     Some(())
+}
+
+fn done(outcome: io::Result<()>) -> String {
+    outcome.map_or_else(|error| error.to_string(), |()| "done".to_owned())
+}
+
+/// Everything below a directory, one text each.
+fn view(path: &std::path::Path, lines: &mut Vec<String>) {
+    let Ok(stat) = fs::symlink_metadata(path) else { return };
+    let text = if stat.is_file() { fs::read_to_string(path).unwrap_or_default() } else { String::new() };
+    let links = if stat.is_dir() { 0 } else { stat.nlink() };
+    let modified = (stat.mtime(), stat.mtime_nsec());
+    let owner = (stat.uid(), stat.gid());
+    lines.push(format!("{} {:o} {owner:?} {links} {modified:?} {text}", path.display(), stat.mode()));
+    if stat.is_dir() {
+        for entry in fs::read_dir(path).into_iter().flatten().flatten() {
+            view(&entry.path(), lines);
+        }
+    }
 }
 
 fn identity() -> String {

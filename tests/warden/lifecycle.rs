@@ -68,7 +68,13 @@ async fn ask(stream: &mut LinkStream, line: &str) -> String {
     }
 }
 
-async fn speaks(machine: &Arc<dyn Machine>) {
+/// Asks the guest one thing.
+pub(crate) async fn say(machine: &Arc<dyn Machine>, line: &str) -> String {
+    let mut stream = machine.link().open(ENVD_PORT).await.unwrap();
+    ask(&mut stream, line).await
+}
+
+pub(crate) async fn speaks(machine: &Arc<dyn Machine>) {
     let mut stream = machine.link().open(ENVD_PORT).await.unwrap();
     assert_eq!(ask(&mut stream, "id").await, "e2b.local 0 1");
 }
@@ -92,6 +98,17 @@ async fn the_engine_contract_holds() {
         echo: Box::new(|machine, port| {
             Box::pin(async move { listen(&machine, &format!("127.0.0.1:{port}")).await })
         }),
+        write: Box::new(|machine, _, name, text| {
+            Box::pin(async move {
+                assert_eq!(say(&machine, &format!("write /root/{name} {text}")).await, "done");
+            })
+        }),
+        read: Box::new(|machine, _, name| {
+            Box::pin(async move {
+                let answer = say(&machine, &format!("read /root/{name}")).await;
+                answer.strip_prefix("text ").map(str::to_owned)
+            })
+        }),
         census: Box::new(move || {
             let mut host = scope.look();
             // Files may still be on their way out, says the contract.
@@ -106,7 +123,7 @@ async fn the_engine_contract_holds() {
 }
 
 /// What is left when nothing is: the rooms of a server that runs without machines.
-async fn idle(server: &Server) -> Host {
+pub(crate) async fn idle(server: &Server) -> Host {
     assert!(server.client.machines().await.unwrap().is_empty());
     server.scope.look()
 }

@@ -4,5 +4,6 @@
 mod server;
 
 mod boot;
+mod images;
 mod lifecycle;
 mod privilege;

@@ -13,11 +13,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Host,
+    disk::FakeDisk,
     guest::{self, Guest},
     wire::{Shears, wire},
 };
 use crate::{
-    id::{BuildId, SandboxId},
+    id::SandboxId,
     runtime::{
         engine::{EngineError, Machine, MachineRecord, MachineSpec, MachineStats},
         link::{GuestLink, LinkError, LinkStream, connect_control, connect_port},
@@ -30,10 +31,10 @@ use crate::{
 pub(super) struct Body {
     pub(super) sandbox: SandboxId,
     pub(super) generation: u64,
-    pub(super) build: BuildId,
     pub(super) guest: Guest,
     pub(super) host: Weak<Host>,
     pub(super) ended: CancellationToken,
+    pub(super) disk: Mutex<FakeDisk>,
     memory_mb: u32,
     frozen: watch::Sender<bool>,
     attached: Mutex<Option<Shears>>,
@@ -54,14 +55,14 @@ struct FakeLink {
 // === impl Body ===
 
 impl Body {
-    pub(super) fn new(spec: &MachineSpec, host: Weak<Host>) -> Self {
+    pub(super) fn new(spec: &MachineSpec, disk: FakeDisk, host: Weak<Host>) -> Self {
         Self {
             sandbox: spec.sandbox,
             generation: spec.generation,
-            build: spec.build,
             guest: Guest::default(),
             host,
             ended: CancellationToken::new(),
+            disk: Mutex::new(disk),
             memory_mb: spec.resources.memory_mb,
             frozen: watch::Sender::new(false),
             attached: Mutex::default(),

@@ -58,6 +58,24 @@ impl<'s> Draft<'s> {
         make().doing(|| format!("make layer {name} of {}", self.build))
     }
 
+    /// The draft's own directory.
+    pub(in crate::warden) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.dir.as_fd()
+    }
+
+    /// A file beside the layers.
+    pub(in crate::warden) fn write(&self, name: &str, text: &[u8]) -> Result<(), ImageError> {
+        let build = self.build;
+        let mut draft = Tree::new(self.dir.try_clone().doing(|| "keep the draft open".to_owned())?);
+        let written = draft.write(name.as_bytes(), text, Access::root(0o600));
+        written.doing(|| format!("write {name} of {build}"))
+    }
+
+    /// Takes a layer out again.
+    pub(in crate::warden) fn remove(&self, name: &str) -> Result<(), ImageError> {
+        remove::tree(self.dir.as_fd(), name.as_bytes()).doing(|| format!("remove {name} of {}", self.build))
+    }
+
     /// Makes the image visible, once all of it has reached the disk.
     pub(in crate::warden) fn finish(
         self,
@@ -79,8 +97,7 @@ impl<'s> Draft<'s> {
         let build = self.build;
         let manifest = Manifest { format: FORMAT, build, kind, parent, fingerprint, notice };
         let text = serde_json::to_vec_pretty(&manifest).doing(|| format!("describe {build}"))?;
-        let mut draft = Tree::new(self.dir.try_clone().doing(|| "keep the draft open".to_owned())?);
-        draft.write(MANIFEST.as_bytes(), &text, Access::root(0o600)).doing(|| format!("write {MANIFEST}"))?;
+        self.write(MANIFEST, &text)?;
         fs::syncfs(&self.dir).doing(|| format!("bring {build} to the disk"))?;
         fs::renameat_with(self.store, &*name(build), self.store, &*build.to_string(), RenameFlags::NOREPLACE)
             .doing(|| format!("give {build} its name"))?;

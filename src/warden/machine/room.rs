@@ -17,6 +17,7 @@ use rustix::{
 };
 
 use super::record;
+use crate::id::BuildId;
 
 const TRASH: &str = ".trash";
 /// Tries to find a free name in the rubbish.
@@ -29,18 +30,21 @@ pub(in crate::warden) fn open(parent: BorrowedFd<'_>, name: &str) -> io::Result<
     Ok(rustix::fs::openat2(parent, name, flags, Mode::empty(), resolve)?)
 }
 
-/// The directory that was kept for a sandbox, if there is one.
+/// The directory that was kept for a sandbox, if there is one on that build: on another one what is in
+/// it would mean something else.
 pub(in crate::warden) fn kept(
     machines: BorrowedFd<'_>,
     name: &str,
     mounts: usize,
+    build: BuildId,
 ) -> io::Result<Option<OwnedFd>> {
     let room = match open(machines, name) {
         Ok(room) => room,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error),
     };
-    let whole = record::is_kept(room.as_fd()) && open(room.as_fd(), &layer("upper", mounts - 1)).is_ok();
+    let whole = record::read_kept(room.as_fd()).is_some_and(|record| record.build == build)
+        && open(room.as_fd(), &layer("upper", mounts - 1)).is_ok();
     Ok(whole.then_some(room))
 }
 

@@ -7,10 +7,10 @@ use std::{
 
 use super::{Warden, jobs::Purpose};
 use crate::{
-    id::{BuildId, SandboxId},
+    id::SandboxId,
     warden::{
-        base, image, import,
-        machine::{Machine, Phase, record, room},
+        base,
+        machine::{Machine, Phase, room},
         probe,
     },
     wire::warden::{Call, Cause, FromWarden, MachineInfo, Reply},
@@ -38,19 +38,9 @@ impl Warden<'_> {
                 self.answer(seq, Reply::Machines { machines });
             }
             Call::EnsureBase => self.ensure_base(seq),
-            Call::CheckImage { build } => match image::info(self.prepared.templates.as_fd(), build) {
-                Ok(info) => self.answer(seq, Reply::Image(info)),
-                Err(error) => self.refuse(seq, error.to_string(), Cause::NoImage),
-            },
+            Call::CheckImage { build } => self.check_image(seq, build),
             Call::Seal { sandbox, build } => self.seal(seq, sandbox, build),
-            Call::ListImages { after } => match image::all(self.prepared.templates.as_fd()) {
-                Ok(mut images) => {
-                    images.retain(|image| after.is_none_or(|after| image.build > after));
-                    images.truncate(PAGE);
-                    self.answer(seq, Reply::Images { images });
-                }
-                Err(error) => self.refuse(seq, error.to_string(), Cause::Host),
-            },
+            Call::ListImages { after } => self.list_images(seq, after),
             Call::RemoveImage { build } => self.remove_image(seq, build),
             Call::Probe => {
                 let prepared = self.prepared;
@@ -124,7 +114,7 @@ impl Warden<'_> {
         }
     }
 
-    fn no_machine(&mut self, seq: u64, sandbox: SandboxId) {
+    pub(super) fn no_machine(&mut self, seq: u64, sandbox: SandboxId) {
         self.refuse(seq, format!("sandbox {sandbox} has no machine"), Cause::NoMachine);
     }
 
@@ -206,71 +196,6 @@ impl Warden<'_> {
             let mut progress = |text: &str| reporter.say(&Report::Progress(text.to_owned()));
             match base::ensure(prepared.templates.as_fd(), sudo, &mut progress) {
                 Ok(info) => Report::Image(info),
-                Err(error) => Report::Failed(error.to_string()),
-            }
-        });
-    }
-
-    /// Makes an image of a sandbox that stands still.
-    fn seal(&mut self, seq: u64, sandbox: SandboxId, build: BuildId) {
-        if self.is_sealing(sandbox) {
-            return self.refuse(seq, "an image is being made of it already".to_owned(), Cause::Invalid);
-        }
-        let Ok(room) = room::open(self.prepared.machines.as_fd(), sandbox.as_str()) else {
-            return self.no_machine(seq, sandbox);
-        };
-        let parent = match self.machines.get(&sandbox) {
-            Some(machine) if machine.is_live() && machine.frozen => Some(machine.record.build),
-            Some(machine) if machine.is_live() => {
-                return self.refuse(seq, "its machine is not frozen".to_owned(), Cause::Invalid);
-            }
-            Some(_) => None,
-            None => record::read_kept(room.as_fd()).map(|record| record.build),
-        };
-        let Some(parent) = parent else { return self.no_machine(seq, sandbox) };
-        let prepared = self.prepared;
-        self.send_worker(vec![seq], Purpose::Seal(sandbox), move |_| {
-            use crate::warden::worker::Report;
-            match import::seal(prepared.templates.as_fd(), room.as_fd(), parent, build) {
-                Ok(info) => Report::Image(info),
-                Err(error) => Report::Failed(error.to_string()),
-            }
-        });
-    }
-
-    /// What keeps an image from being removed.
-    fn user_of(&self, build: BuildId) -> Option<String> {
-        let machine = self.machines.values().find(|machine| machine.record.build == build);
-        if let Some(machine) = machine {
-            return Some(format!("the machine of {}", machine.record.sandbox));
-        }
-        if self.queue.iter().any(|(_, queued)| queued.build == build) {
-            return Some("a machine that waits to be made".to_owned());
-        }
-        let images = image::all(self.prepared.templates.as_fd()).unwrap_or_default();
-        if let Some(child) = images.iter().find(|image| image.parent == Some(build)) {
-            return Some(format!("image {}", child.build));
-        }
-        let machines = self.prepared.machines.as_fd();
-        room::names(machines)
-            .unwrap_or_default()
-            .into_iter()
-            .find(|name| {
-                let room = room::open(machines, name).ok();
-                room.and_then(|room| record::read_kept(room.as_fd())).is_some_and(|kept| kept.build == build)
-            })
-            .map(|name| format!("the kept disk of {name}"))
-    }
-
-    fn remove_image(&mut self, seq: u64, build: BuildId) {
-        if let Some(user) = self.user_of(build) {
-            return self.refuse(seq, format!("{user} uses build {build}"), Cause::InUse);
-        }
-        let prepared = self.prepared;
-        self.send_worker(vec![seq], Purpose::RemoveImage, move |_| {
-            use crate::warden::worker::Report;
-            match image::remove(prepared.templates.as_fd(), build) {
-                Ok(()) => Report::Done,
                 Err(error) => Report::Failed(error.to_string()),
             }
         });

@@ -64,6 +64,9 @@ impl Warden<'_> {
             let reason = format!("sandbox {} has a machine already", spec.sandbox);
             return self.refuse(seq, reason, Cause::Invalid);
         }
+        if self.is_sealing(spec.sandbox) {
+            return self.refuse(seq, "an image is being made of its disk".to_owned(), Cause::Invalid);
+        }
         if self.queue.len() >= WAITING {
             return self.refuse(seq, "too many machines wait to be made".to_owned(), Cause::Capacity);
         }
@@ -90,6 +93,9 @@ impl Warden<'_> {
     /// Takes what a machine needs and starts its launch. On failure nothing is left.
     fn begin(&mut self, seq: u64, spec: &CreateMachine) -> Result<(), Refusal> {
         let layers = image::resolve(self.prepared.templates.as_fd(), spec.build)?;
+        if self.is_leaving(&layers.builds) {
+            return Err(ImageError::Missing(spec.build).into());
+        }
         let Some(slot) = self.slots.take() else {
             let reason = "every slot of this server has a sandbox".to_owned();
             return Err(Refusal { cause: Cause::Capacity, reason });
@@ -137,7 +143,7 @@ impl Warden<'_> {
         slot: &Slot,
     ) -> Result<Launching, Refusal> {
         let name = record.name();
-        let room = self.room(name, layers.mounts.len(), spec.kept_disk)?;
+        let room = self.room(name, layers.mounts.len(), spec)?;
         let handles = self
             .cgroups
             .make(name, &Limits::from(&spec.resources))
@@ -148,14 +154,14 @@ impl Warden<'_> {
     }
 
     /// The directory with the layers that the machine writes to.
-    fn room(&self, name: &str, mounts: usize, kept: bool) -> Result<OwnedFd, Refusal> {
+    fn room(&self, name: &str, mounts: usize, spec: &CreateMachine) -> Result<OwnedFd, Refusal> {
         let machines = self.prepared.machines.as_fd();
-        if kept {
-            let room = room::kept(machines, name, mounts)
+        if spec.kept_disk {
+            let room = room::kept(machines, name, mounts, spec.build)
                 .map_err(|error| Refusal::host("open the kept layer", &error))?;
             return room.ok_or_else(|| Refusal {
                 cause: Cause::NoDisk,
-                reason: "no writable layer of it was kept".to_owned(),
+                reason: "no writable layer of it on that build was kept".to_owned(),
             });
         }
         room::make(machines, name, mounts)

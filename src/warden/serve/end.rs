@@ -17,6 +17,7 @@ use crate::{
 impl Warden<'_> {
     /// Ends a machine, whatever it is doing. `seq`: the request to answer when it is gone.
     pub(super) fn stop(&mut self, sandbox: SandboxId, seq: Option<u64>, keep_disk: bool) {
+        self.stop_sealing(sandbox);
         if let Some(at) = self.queue.iter().position(|(_, queued)| queued.sandbox == sandbox)
             && let Some((create, _)) = self.queue.remove(at)
         {

@@ -6,8 +6,9 @@ use rustix::event::epoll;
 
 use super::{RUBBISH_AGE, Source, Warden};
 use crate::{
-    id::SandboxId,
+    id::{BuildId, SandboxId},
     warden::{
+        image,
         machine::room,
         rubbish,
         worker::{Report, Reporter, Worker},
@@ -31,15 +32,54 @@ pub(super) enum Purpose {
     /// Build the `base` template.
     Base,
     /// Remove an image.
-    RemoveImage,
+    RemoveImage(BuildId),
     /// Make an image of a sandbox.
-    Seal(SandboxId),
+    Seal {
+        /// Whose layers are copied.
+        sandbox: SandboxId,
+        /// What is made of them.
+        build: BuildId,
+    },
+    /// Hold an image against its record.
+    Check(BuildId),
+    /// Nothing any more: it was to make this image, and was told to end.
+    GivenUp(BuildId),
+    /// Remove what is left of images that were not made.
+    ClearDrafts,
     /// Look at the host.
     Probe,
     /// Count a machine's bytes on disk.
     Measure(SandboxId),
     /// Remove the directories of ended machines.
     Rubbish,
+}
+
+// === impl Purpose ===
+
+impl Purpose {
+    /// The image that comes or goes.
+    pub(super) fn build(&self) -> Option<BuildId> {
+        match self {
+            Self::Seal { build, .. } | Self::GivenUp(build) | Self::RemoveImage(build) => Some(*build),
+            _ => None,
+        }
+    }
+}
+
+// === impl Job ===
+
+impl Job {
+    /// Ends the worker if it makes an image of the sandbox; who waited for that comes back. It is
+    /// reaped when the last process of it has ended, which a write to the disk may put off.
+    pub(super) fn give_up(&mut self, sandbox: SandboxId) -> Option<Vec<u64>> {
+        let Purpose::Seal { sandbox: of, build } = self.purpose else { return None };
+        if of != sandbox {
+            return None;
+        }
+        self.worker.kill();
+        self.purpose = Purpose::GivenUp(build);
+        Some(std::mem::take(&mut self.seqs))
+    }
 }
 
 impl Warden<'_> {
@@ -72,9 +112,8 @@ impl Warden<'_> {
         found.map(|job| job.seqs.push(seq)).is_some()
     }
 
-    /// Whether an image is being made of the sandbox.
-    pub(super) fn is_sealing(&self, sandbox: SandboxId) -> bool {
-        self.jobs.values().any(|job| job.purpose == Purpose::Seal(sandbox))
+    pub(super) fn has_job(&self, wanted: impl Fn(&Purpose) -> bool) -> bool {
+        self.jobs.values().any(|job| wanted(&job.purpose))
     }
 
     pub(super) fn is_sweeping(&self) -> bool {
@@ -104,12 +143,17 @@ impl Warden<'_> {
     }
 
     fn job_ended(&mut self, job: Job) {
+        let sealing = matches!(job.purpose, Purpose::Seal { .. } | Purpose::GivenUp(_));
+        if sealing && job.outcome.is_none() && self.closing.is_none() {
+            self.clear_drafts();
+        }
         let outcome = job.outcome.unwrap_or_else(|| Report::Failed("the worker ended early".to_owned()));
         if let Purpose::Measure(sandbox) = job.purpose {
             let bytes = if let Report::Bytes(bytes) = outcome { Some(bytes) } else { None };
             self.disk_measured(sandbox, bytes);
             return job.seqs.into_iter().for_each(|seq| self.answer_stats(seq, sandbox));
         }
+        self.note_images(job.purpose, &outcome);
         if let Report::Failed(reason) = &outcome {
             tracing::warn!(purpose = ?job.purpose, %reason, "a worker failed");
         }
@@ -117,9 +161,26 @@ impl Warden<'_> {
             match &outcome {
                 Report::Image(info) => self.answer(seq, Reply::Image(info.clone())),
                 Report::Probes(probes) => self.answer(seq, Reply::Probes { probes: probes.clone() }),
-                Report::Failed(reason) => self.refuse(seq, reason.clone(), cause_of(reason)),
+                Report::Full(reason) => self.refuse(seq, reason.clone(), Cause::DiskFull),
+                Report::Failed(reason) => self.refuse(seq, reason.clone(), Cause::Host),
                 _ => self.answer(seq, Reply::Done),
             }
+        }
+    }
+
+    /// Keeps what is known of images true.
+    fn note_images(&mut self, purpose: Purpose, outcome: &Report) {
+        match (purpose, outcome) {
+            (Purpose::RemoveImage(build), Report::Done) => drop(self.parents.remove(&build)),
+            // One that was made just before it was given up is there, and nobody knows of it.
+            (Purpose::GivenUp(build), Report::Image(_)) => {
+                self.send_remover(Vec::new(), build);
+            }
+            (Purpose::Seal { build, .. }, Report::Image(_)) => {
+                let parent = image::parent(self.prepared.templates.as_fd(), build).ok().flatten();
+                self.parents.extend(parent.map(|parent| (build, parent)));
+            }
+            _ => {}
         }
     }
 
@@ -151,10 +212,4 @@ impl Warden<'_> {
             }
         });
     }
-}
-
-/// A full disk is told from the rest by the kernel's number, which the worker's text ends with.
-fn cause_of(reason: &str) -> Cause {
-    let full = [libc::ENOSPC, libc::EDQUOT].iter().any(|code| reason.contains(&format!("(os error {code})")));
-    if full { Cause::DiskFull } else { Cause::Host }
 }

@@ -12,6 +12,7 @@ use super::{Source, Warden};
 use crate::{
     id::SandboxId,
     warden::{
+        image,
         machine::{Machine, Phase, Record, record, room},
         slots::Slots,
     },
@@ -24,10 +25,14 @@ const PAUSE: Duration = Duration::from_millis(5);
 impl Warden<'_> {
     /// Called once, before the first request.
     pub(super) fn recover(&mut self) -> io::Result<()> {
+        let images =
+            image::list(self.prepared.templates.as_fd(), None, usize::MAX).map_err(io::Error::other)?;
+        self.parents = images.iter().filter_map(|image| Some((image.build, image.parent?))).collect();
         let machines = self.prepared.machines.as_fd();
         room::trash(machines)?;
         // An earlier worker may have been interrupted.
         self.rubbish = Some(Instant::now());
+        self.clear_drafts();
         for name in room::names(machines)? {
             let found = name.parse::<SandboxId>().ok().and_then(|sandbox| self.look_at(sandbox));
             match found {

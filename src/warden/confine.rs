@@ -1,4 +1,4 @@
-//! The child that unpacks: what it loses, and how it says what came of it.
+//! The child that unpacks and copies hostile trees: what it loses, and how it says what came of it.
 
 use std::{
     fs::File,
@@ -8,15 +8,14 @@ use std::{
 
 use nix::sched::CloneFlags;
 use rustix::{
-    process::{Resource, Rlimit, Signal, WaitOptions},
+    process::{Resource, Rlimit, WaitOptions},
     thread::{CapabilitySet, CapabilitySets},
 };
 use serde::{Deserialize, Serialize};
 
-use super::Refusal;
-use crate::warden::{
-    image::{Doing as _, ImageError},
-    worker::fork_into,
+use super::{
+    image::{self, Doing as _, ImageError},
+    worker::fork_bound,
 };
 
 /// Memory for names and for an archive's headers: a header that claims gigabytes ends the child.
@@ -27,6 +26,35 @@ enum Said {
     Progress(String),
     Done(Option<String>),
     Refused(String),
+    /// There is no room for it.
+    Full(String),
+}
+
+/// Why the work was not done.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Refusal {
+    /// An entry that no honest tree has.
+    #[error("{0}")]
+    Content(String),
+    /// A step failed.
+    #[error("{what}: {error}")]
+    Step { what: String, error: std::io::Error },
+}
+
+/// Names the entry at which a step failed.
+pub(super) fn at<E: Into<std::io::Error>>(path: &[u8]) -> impl Fn(E) -> Refusal {
+    move |error| Refusal::Step { what: String::from_utf8_lossy(path).into_owned(), error: error.into() }
+}
+
+// === impl Said ===
+
+impl From<Refusal> for Said {
+    fn from(refusal: Refusal) -> Self {
+        match &refusal {
+            Refusal::Step { error, .. } if image::is_full(error) => Self::Full(refusal.to_string()),
+            _ => Self::Refused(refusal.to_string()),
+        }
+    }
 }
 
 /// Runs the work in a confined child whose root directory is `top`, with these capabilities beside
@@ -38,7 +66,7 @@ pub(super) fn run(
     work: impl FnOnce(&mut dyn FnMut(&str)) -> Result<Option<String>, Refusal>,
 ) -> Result<Option<String>, ImageError> {
     let (read, write) = std::io::pipe().doing(|| "make a pipe".to_owned())?;
-    let pid = fork_into(move || {
+    let pid = fork_bound(move || {
         let mut pipe = File::from(std::os::fd::OwnedFd::from(write));
         let mut say = |said: &Said| {
             let line = serde_json::to_vec(said).unwrap_or_default();
@@ -46,11 +74,11 @@ pub(super) fn run(
         };
         let outcome = match confine(top, extra) {
             Ok(()) => {
-                work(&mut |text| say(&Said::Progress(text.to_owned()))).map_err(|refusal| refusal.to_string())
+                work(&mut |text| say(&Said::Progress(text.to_owned()))).map_or_else(Said::from, Said::Done)
             }
-            Err(error) => Err(format!("the unpacking process cannot be confined: {error}")),
+            Err(error) => Said::Refused(format!("the unpacking process cannot be confined: {error}")),
         };
-        say(&outcome.map_or_else(Said::Refused, Said::Done));
+        say(&outcome);
         0
     })
     .doing(|| "start the unpacking process".to_owned())?;
@@ -65,13 +93,13 @@ pub(super) fn run(
     while matches!(rustix::process::waitpid(Some(pid), WaitOptions::empty()), Err(rustix::io::Errno::INTR)) {}
     match last {
         Some(Said::Done(notice)) => Ok(notice),
+        Some(Said::Full(reason)) => Err(ImageError::Full(reason)),
         Some(Said::Refused(reason)) => Err(ImageError::Refused(reason)),
         _ => Err(ImageError::Refused("the unpacking process broke: is it out of memory?".to_owned())),
     }
 }
 
 fn confine(top: BorrowedFd<'_>, extra: CapabilitySet) -> std::io::Result<()> {
-    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
     let limit = Rlimit { current: Some(MEMORY), maximum: Some(MEMORY) };
     rustix::process::setrlimit(Resource::Data, limit)?;
     let apart = CloneFlags::CLONE_NEWNET
