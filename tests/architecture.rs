@@ -115,6 +115,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("objc2_virtualization", &["vz"]),
     ("seccompiler", &["warden"]),
     ("rustls", &["proxy", "app", "cli"]),
+    ("tokio_tungstenite", &["cli"]),
     ("rcgen", &["app"]),
     ("tower", &["proxy", "routes", "guest", "app"]),
     ("anyhow", &["cli", "app"]),

@@ -2,12 +2,17 @@
 
 mod client;
 mod create;
+mod exec;
 mod filter;
 mod kill;
 mod list;
 mod logs;
+mod message;
 mod names;
+mod output;
 mod server;
+mod session;
+mod terminal;
 
 use std::{
     io::{self, Write as _},
@@ -17,7 +22,10 @@ use std::{
 use clap::{Args, Subcommand};
 
 use self::{client::Client, server::ServerArgs};
-use crate::config::{Config, ConfigError};
+use crate::{
+    cli::complain,
+    config::{Config, ConfigError},
+};
 
 /// The exit code of what `SIGPIPE` ends: nobody reads on.
 const NOBODY_READS: u8 = 128 + 13;
@@ -26,6 +34,8 @@ const EXAMPLES: &str = "\
 Examples:
   export E2B_API_URL=http://127.0.0.1:3000 E2B_API_KEY=...   # `firkin serve` prints these lines
   id=$(firkin sandbox create base --timeout 3600 --metadata owner=me)
+  firkin sandbox exec $id -- ls -l /
+  firkin sandbox connect $id
   firkin sandbox list --metadata owner=me
   firkin sandbox logs -f $id
   firkin sandbox kill $id
@@ -51,6 +61,10 @@ enum SandboxCommand {
     List(list::ListArgs),
     /// Make a sandbox and print its id
     Create(create::CreateArgs),
+    /// Run a command in a sandbox, with pipes and its exit code
+    Exec(exec::ExecArgs),
+    /// Open a terminal in a sandbox; it goes on for as long as the terminal is open
+    Connect(terminal::ConnectArgs),
     /// Show what the sandbox's guest logged: processes that started and ended, and more
     Logs(logs::LogsArgs),
     /// End sandboxes, running or paused; nothing of them stays
@@ -61,24 +75,39 @@ pub(super) fn run(
     args: SandboxArgs,
     config: impl FnOnce() -> Result<Config, ConfigError>,
 ) -> anyhow::Result<ExitCode> {
+    let failure = args.command.failure();
     let client = Client::new(args.server.resolve(|name| std::env::var(name).ok(), config)?);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let done = runtime.block_on(args.command.run(&client));
     // A thread that waits for a name or for input does not hold the exit back.
     runtime.shutdown_background();
-    match done {
-        Err(error) if is_broken_pipe(&error) => Ok(ExitCode::from(NOBODY_READS)),
-        done => done,
-    }
+    done.or_else(|error| {
+        if is_broken_pipe(&error) {
+            return Ok(ExitCode::from(NOBODY_READS));
+        }
+        complain(&error);
+        Ok(failure)
+    })
 }
 
 // === impl SandboxCommand ===
 
 impl SandboxCommand {
+    /// The exit code of a failure of ours, where a command's own must be told from it.
+    fn failure(&self) -> ExitCode {
+        match self {
+            Self::Exec(_) | Self::Connect(_) => ExitCode::from(u8::MAX),
+            Self::Create(args) if args.connect => ExitCode::from(u8::MAX),
+            _ => ExitCode::FAILURE,
+        }
+    }
+
     async fn run(self, client: &Client) -> anyhow::Result<ExitCode> {
         match self {
             Self::List(args) => list::run(args, client).await,
             Self::Create(args) => create::run(args, client).await,
+            Self::Exec(args) => exec::run(args, client).await,
+            Self::Connect(args) => terminal::run(args, client).await,
             Self::Logs(args) => logs::run(args, client).await,
             Self::Kill(args) => kill::run(args, client).await,
         }

@@ -6,7 +6,7 @@ use anyhow::{Context as _, bail};
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Full, Limited};
-use hyper::{body::Incoming, client::conn::http1};
+use hyper::{body::Incoming, client::conn::http1, upgrade::Upgraded};
 use hyper_util::rt::TokioIo;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use rustls::pki_types::ServerName;
@@ -17,6 +17,13 @@ use tokio::{
     time::timeout,
 };
 use tokio_rustls::TlsConnector;
+use tokio_tungstenite::{
+    WebSocketStream,
+    tungstenite::{
+        handshake::{client::generate_key, derive_accept_key},
+        protocol::{Role, WebSocketConfig},
+    },
+};
 
 use super::{names, server::Server};
 
@@ -26,6 +33,11 @@ const CONNECT: Duration = Duration::from_secs(10);
 const ANSWER: Duration = Duration::from_mins(5);
 /// The largest answer that is read.
 const MAX_ANSWER: usize = 64 << 20;
+/// The largest message of a WebSocket.
+const MAX_MESSAGE: usize = 16 << 20;
+
+/// A WebSocket.
+pub(super) type Socket = WebSocketStream<TokioIo<Upgraded>>;
 
 /// A server to speak to.
 #[derive(Debug)]
@@ -91,6 +103,31 @@ impl Client {
             "the server's answer is not what this version understands: is it a firkin of the same version?",
         )?;
         Ok(Answer { headers, body })
+    }
+
+    /// Opens a WebSocket. The path is escaped and may have a query.
+    pub(super) async fn websocket(&self, path: &str) -> anyhow::Result<Socket> {
+        let key = generate_key();
+        let request = self
+            .request(Method::GET, path)?
+            .header(header::CONNECTION, "Upgrade")
+            .header(header::UPGRADE, "websocket")
+            .header(header::SEC_WEBSOCKET_VERSION, "13")
+            .header(header::SEC_WEBSOCKET_KEY, &key)
+            .body(Full::default())?;
+        let response = self.send(request).await?;
+        let accepted = response.headers().get(header::SEC_WEBSOCKET_ACCEPT);
+        let accepted =
+            accepted.is_some_and(|value| value.as_bytes() == derive_accept_key(key.as_bytes()).as_bytes());
+        if response.status() != StatusCode::SWITCHING_PROTOCOLS || !accepted {
+            bail!("{self} does not open a WebSocket: is there a proxy in between that does not know it?");
+        }
+        let stream = hyper::upgrade::on(response).await.context("the connection to the server broke")?;
+        let limits = WebSocketConfig::default()
+            .max_message_size(Some(MAX_MESSAGE))
+            .max_frame_size(Some(MAX_MESSAGE))
+            .write_buffer_size(0);
+        Ok(WebSocketStream::from_raw_socket(TokioIo::new(stream), Role::Client, Some(limits)).await)
     }
 
     fn request(&self, method: Method, path: &str) -> anyhow::Result<http::request::Builder> {

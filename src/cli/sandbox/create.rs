@@ -6,7 +6,7 @@ use clap::Args;
 use http::Method;
 use serde::{Deserialize, Serialize};
 
-use super::{client::Client, pair, print};
+use super::{client::Client, pair, print, terminal};
 
 /// Flags of `firkin sandbox create`.
 #[derive(Debug, Args)]
@@ -23,6 +23,9 @@ pub(super) struct CreateArgs {
     /// A variable of all its processes; can be given again
     #[arg(long, short, value_name = "NAME=VALUE", value_parser = pair)]
     env: Vec<(String, String)>,
+    /// Open a terminal in it
+    #[arg(long)]
+    pub(super) connect: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -42,6 +45,9 @@ struct Made {
 }
 
 pub(super) async fn run(args: CreateArgs, client: &Client) -> anyhow::Result<ExitCode> {
+    if args.connect {
+        terminal::check()?;
+    }
     let wanted = NewSandbox {
         template_id: &args.template,
         timeout: args.timeout,
@@ -50,5 +56,8 @@ pub(super) async fn run(args: CreateArgs, client: &Client) -> anyhow::Result<Exi
     };
     let made = client.call::<Made>(Method::POST, "/v2/sandboxes", Some(&wanted)).await?;
     print(&made.body.sandbox_id)?;
+    if args.connect {
+        return terminal::shell(client, &made.body.sandbox_id).await;
+    }
     Ok(ExitCode::SUCCESS)
 }

@@ -1,15 +1,22 @@
 """`firkin sandbox`, this project's own command line, by the two URLs and by name over TLS."""
 
+import fcntl
 import json
 import os
+import pty
 import re
+import select
+import signal
+import struct
 import subprocess
+import termios
 import threading
+import time
 import uuid
 
 import pytest
 
-from e2b import Sandbox
+from e2b import Sandbox, SandboxQuery
 
 SECONDS = 60
 
@@ -168,3 +175,239 @@ def test_a_reader_that_goes_is_no_error(cli, shared):
     command = '"$FIRKIN_BIN" sandbox list --json | true; echo ${PIPESTATUS[0]}'
     done = subprocess.run(["bash", "-c", command], env=cli.environment, text=True, capture_output=True, timeout=SECONDS)
     assert done.stdout.strip() in ("0", "141") and done.stderr == "", done
+
+
+def test_exec_has_pipes_and_the_commands_exit_code(firkin, shared):
+    id = shared.sandbox_id
+    assert firkin("exec", id, "--", "echo", "a b", "$HOME").stdout == "a b $HOME\n", "no shell comes between"
+    data = os.urandom(3_000_000)
+    passed = firkin("exec", id, "cat", input=data, text=False)
+    assert (passed.returncode, passed.stderr) == (0, b"")
+    assert passed.stdout == data
+    failed = firkin("exec", id, "--", "sh", "-c", "echo out; echo err >&2; exit 7")
+    assert (failed.returncode, failed.stdout, failed.stderr) == (7, "out\n", "err\n")
+    placed = firkin("exec", "--cwd", "/tmp", "--user", "root", "-e", "A=b=c", id, "--", "sh", "-c", "pwd; whoami; echo $A")
+    assert placed.stdout == "/tmp\nroot\nb=c\n"
+    assert firkin("exec", id, "sh", "-c", "kill -KILL $$").returncode == 137
+    assert firkin("exec", id, "sh", "-c", "kill -USR1 $$").returncode == 138
+
+
+def test_exec_takes_no_input_when_told(cli, shared):
+    command = 'while read -r line; do "$FIRKIN_BIN" sandbox exec -n "$0" cat; echo "$line"; done'
+    done = subprocess.run(
+        ["bash", "-c", command, shared.sandbox_id], input="1\n2\n", env=cli.environment, text=True, capture_output=True, timeout=SECONDS
+    )
+    assert (done.stdout, done.stderr) == ("1\n2\n", "")
+    early = cli("exec", shared.sandbox_id, "--", "head", "-c", "3", input="x" * 4_000_000)
+    assert (early.returncode, early.stdout, early.stderr) == (0, "xxx", ""), "input that nobody takes is no failure"
+
+
+def test_exec_says_what_failed_with_255(cli, shared):
+    missing = cli("exec", shared.sandbox_id, "--", "no-such-command-here")
+    assert missing.returncode == 127 and "no-such-command-here" in missing.stderr, "as in a shell"
+    user = cli("exec", "--user", "nobody-here", shared.sandbox_id, "true")
+    assert user.returncode == 255 and "nobody-here" in user.stderr, user
+    nowhere = cli("exec", "i00000000000000000000", "true")
+    assert nowhere.returncode == 255 and "doesn't exist" in nowhere.stderr, nowhere
+    assert cli("exec", "-t", shared.sandbox_id, "true", stdin=subprocess.DEVNULL).returncode == 255
+    assert cli("exec", shared.sandbox_id).returncode == 2
+
+
+def started(cli, *arguments, **options):
+    """A command that runs, past its first line."""
+    process = subprocess.Popen(
+        [os.environ["FIRKIN_BIN"], "sandbox", "exec", *arguments],
+        env=cli.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options,
+    )
+    timer = threading.Timer(SECONDS, process.kill)
+    timer.start()
+    first = process.stdout.readline()
+    return process, timer, first
+
+
+def test_exec_passes_signals_on(cli, shared):
+    script = "trap 'echo got TERM; exit 3' TERM; echo up; while :; do sleep 0.1; done"
+    process, timer, first = started(cli, "-n", shared.sandbox_id, "--", "sh", "-c", script)
+    assert first == "up\n"
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate()
+    timer.cancel()
+    assert (process.returncode, out, err) == (3, "got TERM\n", "")
+
+    # The pipe is full of what the process does not take: signals do not wait for that.
+    script = "trap 'echo no' TERM; echo up; while :; do sleep 0.1; done"
+    process, timer, first = started(cli, shared.sandbox_id, "--", "sh", "-c", script, stdin=open("/dev/zero", "rb"))
+    assert first == "up\n"
+    process.send_signal(signal.SIGINT)
+    assert process.stdout.readline() == "no\n"
+    process.send_signal(signal.SIGINT)
+    process.communicate()
+    timer.cancel()
+    assert process.returncode == 137
+
+
+def test_exec_ends_the_command_when_nobody_reads(cli, shared):
+    mark = str(uuid.uuid4())
+    command = f'"$FIRKIN_BIN" sandbox exec -n "$0" yes {mark} | head -n 1; echo ${{PIPESTATUS[0]}}'
+    done = subprocess.run(
+        ["bash", "-c", command, shared.sandbox_id], env=cli.environment, text=True, capture_output=True, timeout=SECONDS
+    )
+    assert (done.stdout, done.stderr) == (f"{mark}\n141\n", "")
+    deadline = time.monotonic() + SECONDS
+    while [process for process in shared.commands.list() if mark in process.args]:
+        assert time.monotonic() < deadline
+
+
+def test_exec_waits_for_a_slow_reader_without_loss(cli, shared):
+    process, timer, first = started(cli, "-n", shared.sandbox_id, "--", "seq", "1", "600000")
+    lines = [first, *process.stdout]
+    process.wait()
+    timer.cancel()
+    assert [int(line) for line in lines] == list(range(1, 600001))
+
+
+class Terminal:
+    """A command on a terminal of its own, whose user types."""
+
+    def __init__(self, cli, *arguments, rows=31, columns=97):
+        self.master, slave = pty.openpty()
+        self.slave_name = os.ttyname(slave)
+        self.size(rows, columns)
+        self.mode = termios.tcgetattr(slave)
+        self.process = subprocess.Popen(
+            [os.environ["FIRKIN_BIN"], "sandbox", *arguments], env=cli.environment,
+            stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        )
+        # Held open, so that the mode can be looked at when the command has ended.
+        self.slave = slave
+        self.said = b""
+
+    def size(self, rows, columns):
+        fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
+    def type(self, keys):
+        os.write(self.master, keys)
+
+    def wait_for(self, text):
+        deadline = time.monotonic() + SECONDS
+        while text not in self.said:
+            assert time.monotonic() < deadline, self.said
+            if select.select([self.master], [], [], 0.5)[0]:
+                self.said += os.read(self.master, 65536)
+        _, _, self.said = self.said.partition(text)
+
+    def is_raw(self):
+        return not termios.tcgetattr(self.slave)[3] & (termios.ICANON | termios.ECHO)
+
+    def end(self):
+        deadline = time.monotonic() + SECONDS
+        while self.process.poll() is None:
+            assert time.monotonic() < deadline, self.said
+            if select.select([self.master], [], [], 0.1)[0]:
+                self.said += os.read(self.master, 65536)
+        while select.select([self.master], [], [], 0)[0]:
+            self.said += os.read(self.master, 65536)
+        assert termios.tcgetattr(self.slave) == self.mode, "the terminal is as it was"
+        return self.process.returncode
+
+    def close(self):
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        os.close(self.master)
+        os.close(self.slave)
+
+
+@pytest.fixture
+def terminal(cli):
+    opened = []
+
+    def open_terminal(*arguments, **options):
+        opened.append(Terminal(options.pop("by", cli), *arguments, **options))
+        return opened[-1]
+
+    yield open_terminal
+    for one in opened:
+        one.close()
+
+
+def test_connect_is_a_terminal(firkin, shared, terminal):
+    here = terminal("connect", shared.sandbox_id, "--cwd", "/tmp", by=firkin)
+    here.wait_for(b"$ ")
+    assert here.is_raw()
+    here.type(b"stty size; pwd; echo $E2B_SANDBOX_ID-$((20+1))\r")
+    here.wait_for(b"31 97")
+    here.wait_for(b"/tmp")
+    here.wait_for(f"{shared.sandbox_id}-21".encode())
+    here.size(20, 60)
+    here.type(b"until [ \"$(stty size)\" = '20 60' ]; do sleep 0.1; done; echo re''sized\r")
+    here.wait_for(b"resized")
+    here.type(b"cat\r")
+    here.wait_for(b"cat")
+    here.type(b"\x03")
+    here.wait_for(b"$ ")
+    here.type(b"exit 5\r")
+    assert here.end() == 5
+    assert shared.is_running()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_ends_the_shell_and_restores_the_terminal(shared, terminal, number):
+    here = terminal("connect", shared.sandbox_id)
+    here.wait_for(b"$ ")
+    here.type(b"echo shell-$$.\r")
+    here.wait_for(b"shell-$$.")
+    here.wait_for(b"shell-")
+    here.wait_for(b".")
+    before = {process.pid for process in shared.commands.list()}
+    here.process.send_signal(number)
+    assert here.end() == 128 + number
+    deadline = time.monotonic() + SECONDS
+    while before & {process.pid for process in shared.commands.list()}:
+        assert time.monotonic() < deadline
+    assert shared.is_running()
+
+
+def test_a_sandbox_that_ends_restores_the_terminal(sandbox, terminal):
+    here = terminal("connect", sandbox.sandbox_id)
+    here.wait_for(b"$ ")
+    sandbox.kill()
+    assert here.end() == 255
+    assert b"ended" in here.said
+
+
+def test_connect_gives_the_sandbox_time(terminal):
+    sandbox = Sandbox.create(timeout=30)
+    try:
+        before = sandbox.get_info().end_at
+        here = terminal("connect", sandbox.sandbox_id)
+        here.wait_for(b"$ ")
+        assert (sandbox.get_info().end_at - before).total_seconds() > 200
+    finally:
+        sandbox.kill()
+
+
+def test_create_connect_is_a_terminal_of_a_new_sandbox(terminal):
+    label = str(uuid.uuid4())
+    here = terminal("create", "--connect", "--metadata", f"mark={label}")
+    here.wait_for(b"$ ")
+    here.type(b"echo $E2B_SANDBOX_ID-$((20+1))\r")
+    here.wait_for(b"-21")
+    here.type(b"exit\r")
+    assert here.end() == 0
+    (found,) = Sandbox.list(query=SandboxQuery(metadata={"mark": label})).next_items()
+    Sandbox.kill(found.sandbox_id)
+
+
+def test_exec_with_a_terminal(cli, shared, terminal):
+    here = terminal("exec", "-t", shared.sandbox_id, "--", "sh", "-c", "tty; read answer; echo got-$answer; exit 4")
+    here.wait_for(b"/dev/pts/")
+    here.type(b"it\r")
+    here.wait_for(b"got-it")
+    assert here.end() == 4
+
+
+def test_connect_without_a_terminal_says_what_to_use(cli, shared):
+    refused = cli("connect", shared.sandbox_id, stdin=subprocess.DEVNULL)
+    assert refused.returncode == 255 and "exec" in refused.stderr
