@@ -40,9 +40,10 @@ Examples:
   firkin sandbox logs -f $id
   firkin sandbox kill $id
 
-The server is named by --api-url, --domain, E2B_API_URL or E2B_DOMAIN, in this order; by default it is
-the one that this machine's configuration describes. Over https its certificate must be one that
-SSL_CERT_FILE or the system trusts, or that --ca-file names (`sudo firkin ca export`).";
+The server is named by --api-url, --domain, E2B_API_URL or E2B_DOMAIN, in this order; by
+default it is the one that this machine's configuration describes. Over https its certificate
+must be one that SSL_CERT_FILE or the system trusts, or that --ca-file names (`sudo firkin ca
+export`).";
 
 /// Sandboxes of a running server.
 #[derive(Debug, Args)]

@@ -6,7 +6,8 @@
 //!           `--signals, sizes---------> control lane --one call after another--> envd
 //! ```
 //! The speaker never waits for the process for longer than [`Bounds::untaken`] without progress: then
-//! input beyond what waits already is refused, so that the connection's next signal is heard.
+//! input beyond what waits already is refused, so that the connection's next signal is heard; but a
+//! client that says `wait`, as one with a pipe does, has asked for just that.
 
 use std::{
     sync::{
@@ -116,13 +117,13 @@ impl Speaker {
             ClientMessage::Start(_) => {
                 return Err(Refusal::new("invalid_argument", "this stream has its process already"));
             }
-            ClientMessage::Input { data } => {
+            ClientMessage::Input { data, wait } => {
                 let data = BASE64
                     .decode(&data)
                     .map_err(|_| Refusal::new("invalid_argument", "input: data is not base64"))?;
-                return self.put(Some(data)).await;
+                return self.put(Some(data), wait).await;
             }
-            ClientMessage::CloseInput => return self.put(None).await,
+            ClientMessage::CloseInput { wait } => return self.put(None, wait).await,
             ClientMessage::Resize { cols, rows } => {
                 let size = json!({ "cols": cols, "rows": rows });
                 Call("Update", json!({ "process": process, "pty": { "size": size } }))
@@ -149,10 +150,15 @@ impl Speaker {
         Ok(())
     }
 
-    async fn put(&mut self, data: Option<Vec<u8>>) -> Result<(), Refusal> {
+    async fn put(&mut self, data: Option<Vec<u8>>, wait: bool) -> Result<(), Refusal> {
         let bytes = data.as_ref().map_or(0, Vec::len);
         let cost = u32::try_from(bytes).unwrap_or(u32::MAX).saturating_add(OVERHEAD).min(MAX_WAITING);
-        let room = self.room(cost).await.ok_or_else(|| {
+        let room = if wait {
+            Arc::clone(&self.room).acquire_many_owned(cost).await.ok()
+        } else {
+            self.room(cost).await
+        };
+        let room = room.ok_or_else(|| {
             Refusal::new(
                 "resource_exhausted",
                 format!("{bytes} bytes of input are not passed on: the process does not take what waits"),

@@ -55,9 +55,17 @@ pub(crate) enum ClientMessage {
     Input {
         /// The bytes in base64.
         data: String,
+        /// Wait for the process instead of being refused; what is said later on this connection,
+        /// signals included, waits with it.
+        #[serde(default)]
+        wait: bool,
     },
     /// Ends its standard input, after the input before it.
-    CloseInput,
+    CloseInput {
+        /// As for `input`.
+        #[serde(default)]
+        wait: bool,
+    },
     /// Changes its terminal's size. Does not wait for input.
     Resize {
         /// Columns.

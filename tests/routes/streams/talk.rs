@@ -72,6 +72,33 @@ async fn input_beyond_what_may_wait_is_refused_and_a_signal_is_still_heard() {
 }
 
 #[tokio::test]
+async fn input_that_may_wait_is_not_refused() {
+    let rig = Rig::with(|bounds| bounds.untaken = Duration::from_millis(1)).await;
+    let (mut socket, process, _) = rig.process().await;
+    rig.envd.takes(false);
+    let large = "x".repeat(100 << 10);
+    for _ in 0..6 {
+        socket.say(&json!({ "type": "input", "data": coded(&large), "wait": true })).await;
+    }
+    socket.say(&json!({ "type": "closeInput", "wait": true })).await;
+    assert_eq!(rig.envd.input().await.len(), 32 << 10);
+    // A signal on a connection of its own is heard meanwhile.
+    let mut other = rig.keyed(&rig.path(&format!("processes?pid={}", process.pid))).await;
+    other.until("attached").await;
+    other.say(&json!({ "type": "signal", "signal": "SIGTERM" })).await;
+    assert_eq!(rig.envd.called().await.0, "process.Process/SendSignal");
+    rig.envd.takes(true);
+    let mut taken = 32 << 10;
+    while taken < 600 << 10 {
+        taken += rig.envd.input().await.len();
+    }
+    assert_eq!(taken, 600 << 10);
+    assert_eq!(rig.envd.called().await.0, "process.Process/CloseStdin");
+    process.exit().await;
+    assert_eq!(socket.next().await["type"], "exit", "nothing was refused");
+}
+
+#[tokio::test]
 async fn what_a_client_said_before_it_went_is_passed_on() {
     let rig = Rig::start().await;
     let (mut socket, process, _) = rig.process().await;
