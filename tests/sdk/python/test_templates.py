@@ -1,5 +1,6 @@
 """Templates as they are used: what `base` offers inside, and root file systems that are imported."""
 
+import json
 import os
 import pathlib
 import re
@@ -10,8 +11,9 @@ import tempfile
 
 import pytest
 from conftest import Server
+from test_e2b_cli import CLI, NODE
 
-from e2b import CommandExitException, Sandbox
+from e2b import CommandExitException, Sandbox, Template, TemplateException
 
 PACKAGES = r"""
 set -e
@@ -198,6 +200,49 @@ def test_an_imported_directory_and_archive_run(tmp_path):
     imported = template_import("test-imported-tar", "--tar", archive_of(root, tmp_path / "root.tar.gz"))
     assert imported.returncode == 0, imported.stderr
     works("test-imported-tar")
+
+
+def test_builds_are_tagged_and_used_by_their_tags(tmp_path):
+    root = small_root(tmp_path / "root")
+    for text in ("old", "new"):
+        (root / "etc/hello").write_text(text)
+        imported = template_import("test-tagged", "--rootfs", root, "--team", "default")
+        assert imported.returncode == 0, imported.stderr
+        if text == "old":
+            first = Template.assign_tags("test-tagged", ["v1", "stable"])
+    assert first.tags == ["v1", "stable"]
+    second = Template.assign_tags("test-tagged", "stable")
+    assert second.build_id != first.build_id
+    tags = {tag.tag: str(tag.build_id) for tag in Template.get_tags("test-tagged")}
+    assert tags == {"default": second.build_id, "stable": second.build_id, "v1": first.build_id}
+    for name, text in (("test-tagged:v1", "old"), ("test-tagged:stable", "new"), ("default/test-tagged", "new")):
+        assert Template.exists(name)
+        with Sandbox.create(name, timeout=60) as sandbox:
+            assert run(sandbox, "cat /etc/hello") == text
+    Template.remove_tags("test-tagged", "stable")
+    assert not Template.exists("test-tagged:stable") and Template.exists("test-tagged:v1")
+    with pytest.raises(TemplateException, match="404: tag 'v9' does not exist"):
+        Template.assign_tags("test-tagged:v9", "x")
+    with pytest.raises(TemplateException, match="400: tag 'default' cannot be deleted"):
+        Template.remove_tags("test-tagged", "default")
+
+
+def test_the_cli_lists_publishes_and_takes_back(tmp_path):
+    imported = template_import("test-published", "--rootfs", small_root(tmp_path / "root"), "--team", "default")
+    assert imported.returncode == 0, imported.stderr
+
+    def e2b(*arguments):
+        return subprocess.run([NODE, CLI, "template", *arguments], text=True, capture_output=True, timeout=60, check=True).stdout
+
+    def public():
+        listed = json.loads(e2b("list", "-f", "json"))
+        return next(template["public"] for template in listed if template["names"] == ["default/test-published"])
+
+    assert public() is False
+    assert "Published as: default/test-published" in e2b("publish", "test-published", "-y")
+    assert public() is True
+    e2b("unpublish", "default/test-published", "-y")
+    assert public() is False
 
 
 def test_a_hostile_archive_is_refused(tmp_path):
