@@ -56,13 +56,12 @@ impl Images {
         Ok(())
     }
 
+    /// The sealed ones: the others stand for templates, of which the fake host knows nothing.
     pub(super) fn uses(&self) -> Vec<ImageUse> {
-        let told = |(build, image): (&BuildId, &FakeImage)| ImageUse {
-            build: *build,
-            parent: image.parent,
-            sealed: image.parent.is_some(),
+        let told = |(build, image): (&BuildId, &FakeImage)| {
+            Some(ImageUse { build: *build, parent: Some(image.parent?), sealed: true })
         };
-        self.known.iter().map(told).collect()
+        self.known.iter().filter_map(told).collect()
     }
 }
 
@@ -141,7 +140,7 @@ impl FakeEngine {
         self.host.images.lock().known.get(&build).map(|image| image.files.clone())
     }
 
-    /// The images that there are, as the engine tells of them.
+    /// The sealed images that there are, as the engine tells of them.
     pub fn image_uses(&self) -> Vec<ImageUse> {
         self.host.images.lock().uses()
     }
