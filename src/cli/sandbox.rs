@@ -10,6 +10,7 @@ mod logs;
 mod message;
 mod names;
 mod output;
+mod pause;
 mod server;
 mod session;
 mod terminal;
@@ -68,6 +69,10 @@ enum SandboxCommand {
     Connect(terminal::ConnectArgs),
     /// Show what the sandbox's guest logged: processes that started and ended, and more
     Logs(logs::LogsArgs),
+    /// Put sandboxes to rest: they use nothing but disk until they are resumed
+    Pause(pause::PauseArgs),
+    /// Wake paused sandboxes
+    Resume(pause::ResumeArgs),
     /// End sandboxes, running or paused; nothing of them stays
     Kill(kill::KillArgs),
 }
@@ -110,6 +115,8 @@ impl SandboxCommand {
             Self::Exec(args) => exec::run(args, client).await,
             Self::Connect(args) => terminal::run(args, client).await,
             Self::Logs(args) => logs::run(args, client).await,
+            Self::Pause(args) => pause::pause(args, client).await,
+            Self::Resume(args) => pause::resume(args, client).await,
             Self::Kill(args) => kill::run(args, client).await,
         }
     }

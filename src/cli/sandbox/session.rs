@@ -26,7 +26,7 @@ use futures_util::{
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::mpsc,
-    time::timeout,
+    time::{Instant, timeout},
 };
 use tokio_tungstenite::tungstenite::Message;
 use tokio_util::sync::CancellationToken;
@@ -45,6 +45,8 @@ const CHUNK: usize = 32 << 10;
 const WAITING: usize = 4;
 /// How long the process is given to be told that nobody listens any more.
 const FAREWELL: Duration = Duration::from_secs(5);
+/// A wait for the reader of the output after which the server may have lost its patience.
+const SLOW: Duration = Duration::from_secs(20);
 
 /// A process that this program follows.
 pub(super) struct Session<'a> {
@@ -137,10 +139,14 @@ async fn receive(
     pid: u32,
     deaf: &CancellationToken,
 ) -> anyhow::Result<Exit> {
+    // Whether this program kept the server waiting for as long as it bears.
+    let mut slow = false;
     loop {
         let said = hear(&mut stream).await.with_context(|| {
-            format!("the process goes on in the sandbox as {pid}, or the sandbox has ended")
+            let slow = if slow { "what reads the output stopped for too long; " } else { "" };
+            format!("{slow}the process goes on in the sandbox as {pid}, or the sandbox has ended")
         })?;
+        let before = Instant::now();
         match said {
             Said::Stdout { data } | Said::Pty { data } => output.put(Channel::Stdout, data).await,
             Said::Stderr { data } => output.put(Channel::Stderr, data).await,
@@ -151,6 +157,7 @@ async fn receive(
             Said::Error { seq: None, .. } => deaf.cancel(),
             Said::Attached { .. } | Said::Other => {}
         }
+        slow |= before.elapsed() >= SLOW;
     }
 }
 

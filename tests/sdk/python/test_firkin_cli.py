@@ -411,3 +411,26 @@ def test_exec_with_a_terminal(cli, shared, terminal):
 def test_connect_without_a_terminal_says_what_to_use(cli, shared):
     refused = cli("connect", shared.sandbox_id, stdin=subprocess.DEVNULL)
     assert refused.returncode == 255 and "exec" in refused.stderr
+
+
+def test_pause_and_resume(firkin):
+    label = f"rest={uuid.uuid4()}"
+    made = [firkin("create", "-m", label).stdout.strip() for _ in range(2)]
+
+    def states():
+        return {entry["state"] for entry in json.loads(firkin("list", "--json", "--metadata", label).stdout)}
+
+    try:
+        Sandbox.connect(made[0]).commands.run("sleep 600", background=True)
+        paused = firkin("pause", *made)
+        assert (paused.returncode, paused.stdout.split()) == (0, made), paused
+        assert states() == {"paused"}
+        assert len(firkin("list", "--state", "paused", "--metadata", label).stdout.splitlines()) == 3
+        again = firkin("pause", *made)
+        assert again.returncode == 1 and again.stdout == "" and made[1] in again.stderr, again
+        resumed = firkin("resume", "--timeout", "60", *made)
+        assert (resumed.returncode, resumed.stdout.split()) == (0, made), resumed
+        assert states() == {"running"}
+        assert firkin("exec", made[0], "--", "pgrep", "-x", "sleep").returncode == 0, "processes go on"
+    finally:
+        firkin("kill", "--all", "--metadata", label)
