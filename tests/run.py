@@ -147,44 +147,65 @@ def by_name(environment, place):
 
 
 def every_method(counts, environment):
-    """Every method of several versions of the SDK, by headers and by names. The runs share the server."""
+    """Every method of several versions of the SDKs, by headers and by names. The runs share the server."""
     with tempfile.TemporaryDirectory() as place:
         named = by_name(environment, place)
         runs = []
         for name in ("venv", "venv-2.45", "venv-2.30"):
             command = pytest_command(ENV / name / "bin" / "python", "--tb=short", METHODS)
-            runs += [(f"{name}, by headers", command, environment), (f"{name}, by names", command, named)]
+            runs += [
+                (f"Python {name}, by headers", count_pytest, command, environment),
+                (f"Python {name}, by names", count_pytest, command, named),
+            ]
         command = pytest_command(PYTHON, "--tb=short", METHODS)
-        runs.append(("venv, by names over HTTP/1.1", command, named | {"E2B_HTTP_VERSION": "1.1"}))
+        http1 = named | {"E2B_HTTP_VERSION": "1.1"}
+        runs.append(("Python venv, by names over HTTP/1.1", count_pytest, command, http1))
+        command = node_command([copy_beside_packages("methods") / "every-method.test.mjs"])
+        for name in ("e2b", "e2b-2.45", "e2b-2.30"):
+            package = {"FIRKIN_TEST_SDK": name}
+            runs += [
+                (f"JS {name}, by headers", count_node, command, environment | package),
+                (f"JS {name}, by names", count_node, command, named | package),
+            ]
 
         def run(job):
-            label, command, environment = job
+            label, count, command, environment = job
             done = subprocess.run(
-                command, cwd=ROOT, env=environment, text=True, errors="replace", timeout=RUN_SECONDS,
+                ["timeout", str(RUN_SECONDS), *command], cwd=ROOT, env=environment, text=True, errors="replace",
                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
             )
-            return label, done.returncode, done.stdout
+            return label, count, done.returncode, done.stdout
 
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-            for label, code, output in pool.map(run, runs):
+            for label, count, code, output in pool.map(run, runs):
                 print(f"\nevery method: {label}\n{output}", end="", flush=True)
-                count_pytest(counts, code, output)
+                count(counts, code, output)
 
 
-def node_tests(counts, environment):
-    # ES modules resolve packages from where they stand, so the tests stand beside node_modules.
-    place = ENV / "js" / "tests"
+def copy_beside_packages(below="."):
+    """ES modules resolve packages from where they stand, so the tests stand beside node_modules."""
+    place = (ENV / "js" / "tests" / below).resolve()
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
-    for script in sorted((ROOT / "tests" / "sdk" / "js").glob("*.mjs")):
+    for script in sorted((ROOT / "tests" / "sdk" / "js" / below).glob("*.mjs")):
         shutil.copy(script, place)
-    scripts = sorted(place.glob("*.test.mjs"))
-    if not scripts:
-        return
-    code, output = stream([NODE, "--experimental-websocket", "--test", "--test-reporter=tap", *scripts], environment)
+    return place
+
+
+def node_command(scripts):
+    return [NODE, "--experimental-websocket", "--test", "--test-reporter=tap", *scripts]
+
+
+def count_node(counts, code, output):
     found = {name: int(number) for name, number in re.findall(r"^# (pass|fail|skipped) (\d+)$", output, re.M)}
     failed = found.get("fail", 0)
     counts.add(found.get("pass", 0), failed or int(code != 0), found.get("skipped", 0))
+
+
+def node_tests(counts, environment):
+    scripts = sorted(copy_beside_packages().glob("*.test.mjs"))
+    code, output = stream(node_command(scripts), environment)
+    count_node(counts, code, output)
 
 
 def examples(counts, environment):

@@ -23,6 +23,7 @@ use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
 };
+use rustix::net::sockopt;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
@@ -46,10 +47,14 @@ use crate::{hold::Hold, id::SandboxId, runtime::registry::Registry};
 const MAX_HEADER_BYTES: usize = 64 * 1024;
 /// The fields of one request.
 const MAX_HEADERS: usize = 128;
-/// Between two signs of life on an HTTP/2 connection (contract/sandbox 7).
-const PING_INTERVAL: Duration = Duration::from_secs(30);
-/// How long the answer to a ping may take.
-const PING_TIMEOUT: Duration = Duration::from_secs(20);
+/// The largest HTTP/2 frame from a client. Older SDKs copy what is left of a body once a frame, so
+/// that a large upload in frames of 16 KiB takes minutes; the flow-control window bounds our memory.
+const MAX_FRAME_BYTES: u32 = 1 << 20;
+/// A silent client is asked by its kernel, not by HTTP/2 pings: an SDK that is between two
+/// requests, or does not read its output just now, answers no ping and is alive.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+const KEEPALIVE_PROBES: u32 = 3;
 /// How long the listener rests when the kernel has no descriptor left to give.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -207,6 +212,14 @@ pub async fn serve(listener: TcpListener, gateway: Gateway, shutdown: Cancellati
     }
 }
 
+/// A client whose machine is gone without a word ends the connection after a minute.
+fn notice_death(socket: &TcpStream) -> rustix::io::Result<()> {
+    sockopt::set_tcp_keepidle(socket, KEEPALIVE_IDLE)?;
+    sockopt::set_tcp_keepintvl(socket, KEEPALIVE_INTERVAL)?;
+    sockopt::set_tcp_keepcnt(socket, KEEPALIVE_PROBES)?;
+    sockopt::set_socket_keepalive(socket, true)
+}
+
 /// Waits for a free place and then for a client; none where the client or the kernel failed.
 async fn accept(
     listener: &TcpListener,
@@ -217,7 +230,7 @@ async fn accept(
         Ok((socket, peer)) => {
             // Small frames (WebSocket, events) must not wait for an acknowledgement.
             let _ = socket.set_nodelay(true);
-            let _ = rustix::net::sockopt::set_socket_keepalive(&socket, true);
+            let _ = notice_death(&socket);
             Some((socket, peer, permit))
         }
         Err(error) => {
@@ -288,8 +301,7 @@ fn server(settings: &Settings) -> auto::Builder<TokioExecutor> {
         .http2()
         .timer(TokioTimer::new())
         .max_concurrent_streams(settings.max_streams)
-        .keep_alive_interval(PING_INTERVAL)
-        .keep_alive_timeout(PING_TIMEOUT)
+        .max_frame_size(MAX_FRAME_BYTES)
         .max_header_list_size(u32::try_from(MAX_HEADER_BYTES).unwrap_or(u32::MAX));
     server
 }

@@ -7,7 +7,7 @@
 //! than any load balancer's (contract/sandbox 7: over 620 s), `busy` has no limit: a stream may
 //! last for ever. hyper's own header timeout also runs while a kept-alive connection is idle,
 //! which is why it is not used. HTTP/2 is in `head` only before its first request: later bytes
-//! may be answers to our pings.
+//! may be settings or a client's own pings.
 
 use std::{
     io,

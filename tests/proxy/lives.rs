@@ -267,3 +267,40 @@ async fn shutdown_lets_begun_requests_end_and_no_others() {
     read_until(&mut busy, "done").await;
     within(rig.serving).await.unwrap();
 }
+
+/// The types of the HTTP/2 frames that lie in these bytes.
+fn frame_types(mut bytes: &[u8]) -> Vec<u8> {
+    let mut types = Vec::new();
+    while let [a, b, c, kind, rest @ ..] = bytes {
+        types.push(*kind);
+        // What is left of the head, then the payload.
+        bytes = &rest[5 + usize::try_from(u32::from_be_bytes([0, *a, *b, *c])).unwrap()..];
+    }
+    types
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_http2_client_that_reads_nothing_for_minutes_is_neither_asked_nor_dropped() {
+    const SETTINGS: u8 = 4;
+    const PING: u8 = 6;
+    const GOAWAY: u8 = 7;
+    let rig = Rig::start().await;
+    let mut socket = rig.connect().await;
+    socket.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
+    // GET http://x/health in literals of HPACK, on stream 1.
+    let mut request = vec![0x82, 0x86, 0x04, 7];
+    request.extend_from_slice(b"/health\x01\x01x");
+    let length = u8::try_from(request.len()).unwrap();
+    socket.write_all(&[0, 0, length, 1, 5, 0, 0, 0, 1]).await.unwrap();
+    socket.write_all(&request).await.unwrap();
+    tokio::time::sleep(Duration::from_mins(10)).await;
+    let mut bytes = vec![0; 4096];
+    let length = socket.read(&mut bytes).await.unwrap();
+    let types = frame_types(&bytes[..length]);
+    assert!(types.contains(&SETTINGS) && types.contains(&1), "{types:?}");
+    assert!(!types.contains(&PING) && !types.contains(&GOAWAY), "{types:?}");
+    // Still a conversation: the client's ping is answered.
+    socket.write_all(&[0, 0, 8, PING, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8]).await.unwrap();
+    let length = socket.read(&mut bytes).await.unwrap();
+    assert_eq!(frame_types(&bytes[..length]), [PING]);
+}

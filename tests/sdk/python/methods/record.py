@@ -7,7 +7,7 @@ import sys
 
 FLAVOURS = {"sync": "e2b.sandbox_sync", "async": "e2b.sandbox_async"}
 FILES = ("commands.command", "commands.command_handle", "commands.command_input_handle", "commands.pty",
-         "filesystem.filesystem", "filesystem.watch_handle")
+         "filesystem.filesystem", "filesystem.watch_handle", "git")
 # What is a word of the class but no method of it, with the reason why no scenario says it.
 LEFT_OUT = {
     "request_timeout": "a deadline that the client keeps by itself; one scenario shows it",

@@ -1,8 +1,12 @@
 """`files.watch_dir` and its handle."""
 
+import asyncio
+import time
+
 import pytest
 
-from e2b import NotFoundException, SandboxException
+from e2b import NotFoundException, SandboxException, TimeoutException
+from flavours import PATIENCE_SECONDS
 
 
 @pytest.mark.parametrize("recursive", [False, True])
@@ -89,3 +93,16 @@ async def test_the_end_of_a_watch_is_told(sdk, place):
     await watch.until(("write", "x"))
     await watch.stop()
     assert ends == [None]
+
+
+@pytest.mark.flavour("async")
+async def test_a_watch_ends_with_its_timeout(sdk, place):
+    ends = []
+    watch = await sdk.watch(place, on_exit=ends.append, timeout=1)
+    await sdk.files.write(f"{place}/x", "x")
+    await watch.until(("write", "x"))
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not ends:
+        assert time.monotonic() < deadline, "the watch did not end"
+        await asyncio.sleep(0.02)
+    assert isinstance(ends[0], TimeoutException), ends
