@@ -33,8 +33,9 @@ async def test_control_characters_are_signals(sdk):
     await terminal.until("sleep 61")
     await sdk.sh("until pgrep -x sleep; do sleep 0.02; done", timeout=20)
     await sdk.pty.send_stdin(terminal.pid, b"\x03")
-    await sdk.pty.send_stdin(terminal.pid, b"echo d''one\n")
-    await terminal.until("\ndone\r\n")
+    await sdk.pty.send_stdin(terminal.pid, b"PS1=re''ady; echo d''one\n")
+    # The shell takes an end of input for itself only once it prompts.
+    await terminal.until("\ndone\r\nready")
     await sdk.pty.send_stdin(terminal.pid, b"\x04")
     await terminal.wait()
     assert "interrupted" not in terminal.text, terminal.text
