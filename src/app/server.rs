@@ -124,6 +124,7 @@ impl Server {
             SqliteStore::open(&database).with_context(|| format!("cannot open {}", database.display()))?,
         );
         let keys = KeyRing::load(Arc::clone(&store), Arc::clone(&clock), Arc::clone(&entropy)).await?;
+        keys.allow_admin(&admin_token(&start.gateway_dir.join("admin-token"), &*entropy)?);
         let seed = TokenKey::new(secret(&start.gateway_dir.join("secret"), &*entropy)?);
         let limits = &start.config.limits;
 
@@ -236,6 +237,27 @@ fn secret(path: &Path, entropy: &dyn Entropy) -> anyhow::Result<[u8; 32]> {
             entropy.fill(&mut bytes);
             write_private(path, &bytes)?;
             Ok(bytes)
+        }
+        Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
+    }
+}
+
+/// Reads the operator's token, or makes it. Text, so that tools can be given the file.
+fn admin_token(path: &Path, entropy: &dyn Entropy) -> anyhow::Result<String> {
+    match fs::read_to_string(path) {
+        Ok(text) => {
+            let token = text.trim();
+            if token.len() < 32 {
+                bail!("{} holds no token: remove it to have a new one made", path.display());
+            }
+            Ok(token.to_owned())
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let mut bytes = [0; 32];
+            entropy.fill(&mut bytes);
+            let token = hex::encode(bytes);
+            write_private(path, token.as_bytes())?;
+            Ok(token)
         }
         Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
     }

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     id::{BuildId, KeyId, TeamId, TemplateId},
-    routes::{extract::JsonBody, keyring::KEY_PREFIX, layers, reply::ApiError, state::AppState},
+    routes::{extract::JsonBody, inspection, keyring::KEY_PREFIX, layers, reply::ApiError, state::AppState},
     sandbox::Resources,
     store::{ApiKey, Build, SandboxFilter, Standing, Team, Template},
 };
@@ -146,6 +146,8 @@ pub fn router(state: AppState) -> Router {
         .route("/keys", get(list_keys).post(issue_key))
         .route("/keys/{id}", delete(revoke_key))
         .route("/templates", post(add_template))
+        .route("/metrics", get(inspection::local_metrics))
+        .route("/traces", get(inspection::local_traces))
         .fallback(layers::unknown_route)
         .method_not_allowed_fallback(layers::unknown_method)
         .with_state(state)

@@ -21,6 +21,35 @@ pub(crate) struct Caller(pub(crate) Arc<Team>);
 #[derive(Debug, Clone)]
 pub(crate) struct Actor(pub(crate) Arc<Team>);
 
+/// Who runs this server, by its admin token: in `X-Admin-Token`, or as a bearer token, which is what
+/// Prometheus can send.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Operator;
+
+// === impl Operator ===
+
+impl FromRequestParts<AppState> for Operator {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, ApiError> {
+        let bearer = || {
+            let value = parts.headers.get(header::AUTHORIZATION)?.to_str().ok()?;
+            value.strip_prefix("Bearer ")
+        };
+        let token = match parts.headers.get("x-admin-token") {
+            Some(token) => token.to_str().ok(),
+            None => bearer(),
+        };
+        match token {
+            Some(token) if state.keys.is_admin(token) => Ok(Self),
+            Some(_) => Err(ApiError::unauthorized(
+                "Invalid admin token: it is in the file gateway/admin-token of the data directory",
+            )),
+            None => Err(ApiError::unauthorized("X-Admin-Token header is missing")),
+        }
+    }
+}
+
 // === impl Caller ===
 
 impl FromRequestParts<AppState> for Caller {
@@ -74,7 +103,7 @@ fn authenticate(headers: &HeaderMap, state: &AppState) -> Result<Arc<Team>, ApiE
     }
     if headers.contains_key("x-admin-token") {
         return Err(ApiError::unauthorized(
-            "admin tokens open nothing on this server: use the firkin command on its host",
+            "the admin token opens /metrics and /admin/traces only: send an API key in X-API-Key",
         ));
     }
     Err(ApiError::unauthorized("authorization header is missing"))

@@ -6,6 +6,7 @@ mod extract;
 #[cfg(feature = "fuzzing")]
 pub(crate) mod fuzzing;
 mod health;
+mod inspection;
 pub mod keyring;
 mod layers;
 mod openapi;
@@ -30,6 +31,8 @@ pub fn router(state: AppState) -> Router {
     let document = std::sync::Arc::new(document);
     router
         .route("/openapi.json", axum::routing::get(move || std::future::ready(openapi::answer(&document))))
+        .route("/metrics", axum::routing::get(inspection::metrics))
+        .route("/admin/traces", axum::routing::get(inspection::traces))
         .merge(unbuilt::router())
         .fallback(layers::unknown_route)
         .method_not_allowed_fallback(layers::unknown_method)

@@ -49,6 +49,7 @@ use super::{
     queue::{Refusal, Request, Stage, Verdict},
     registry::{Handles, KILL_BOUND, LifeError, Sandbox, Target},
     samples::History,
+    traces::{Class, Happening},
     world::World,
 };
 use crate::{
@@ -134,6 +135,20 @@ enum Next {
     LetGo,
 }
 
+// === impl EndCause ===
+
+impl EndCause {
+    /// As metrics name it.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Killed => "killed",
+            Self::Expired => "expired",
+            Self::Exited => "exited",
+            Self::Shutdown => "shutdown",
+        }
+    }
+}
+
 // === impl Driver ===
 
 impl Driver {
@@ -155,6 +170,7 @@ impl Driver {
         reply: oneshot::Sender<Result<Sandbox, LifeError>>,
     ) {
         let (world, cancel) = (Arc::clone(&self.world), CancellationToken::new());
+        world.traces.begin(self.id, Class::ColdPrepared, world.now());
         let booting = boot::run(&world, Requested::new(record), &cancel);
         match self.during(Stage::Creating, &cancel, booting).await {
             Ok(active) => {
@@ -167,6 +183,7 @@ impl Driver {
             }
             Err(Failed { error, remains }) => {
                 tracing::warn!(sandbox.id = %self.id, %error, "sandbox {} was not made", self.id);
+                self.world.traces.event(self.id, Happening::StartFailed);
                 self.undo(remains, error, reply).await;
             }
         }
@@ -174,6 +191,7 @@ impl Driver {
 
     /// The life of a sandbox that an earlier gateway made, from its adoption on.
     pub(super) async fn take_over(mut self, active: Active, ready: oneshot::Sender<()>) {
+        self.world.traces.begin(self.id, Class::Adopted, self.world.now());
         let over = active.record.end_at <= self.world.now();
         if over && active.record.spec.lifecycle.on_timeout == OnTimeout::Kill {
             self.vanish();
@@ -187,6 +205,7 @@ impl Driver {
 
     /// The life of a sandbox that an earlier gateway left paused, or half-paused.
     pub(super) async fn take_over_paused(self, resting: Resting, ready: oneshot::Sender<()>) {
+        self.world.traces.begin(self.id, Class::Adopted, self.world.now());
         self.show_rest(&resting, Stage::Paused);
         let _ = ready.send(());
         self.drive(Next::Rest(resting)).await;
@@ -312,6 +331,7 @@ impl Driver {
     async fn end(mut self, remains: Remains, cause: EndCause) {
         self.vanish();
         let id = self.id;
+        self.world.traces.end(id, cause.name());
         tracing::info!(sandbox.id = %id, cause = ?cause, "sandbox {id} ends");
         self.clear(remains).await;
     }
@@ -367,11 +387,13 @@ impl Driver {
                 return;
             }
         }
+        self.world.traces.event(id, Happening::EndDone);
     }
 }
 
 impl Drop for Driver {
     fn drop(&mut self) {
+        self.world.traces.close(self.id);
         if let Some(handles) = self.handles.upgrade() {
             handles.remove(self.id);
         }

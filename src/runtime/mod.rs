@@ -19,4 +19,5 @@ pub(crate) mod fuzzing;
 mod queue;
 mod reaper;
 mod samples;
+mod traces;
 mod world;

@@ -37,7 +37,7 @@ pub(super) use self::handles::Handles;
 pub use self::{
     recover::Recovered,
     wake::{Knock, WAKE_BOUND},
-    words::{Connected, LifeError, NotRunning, Sandbox, Target},
+    words::{Census, Connected, LifeError, NotRunning, Sandbox, Target},
 };
 use super::{
     driver::{Command, Driver, EndCause, Inbox, Live, Manner, Rest, View},
@@ -45,6 +45,7 @@ use super::{
     queue::{self, Refusal, Request},
     reaper::Reaper,
     samples::{self, History},
+    traces::Traces,
     world::World,
 };
 pub use super::{
@@ -52,6 +53,7 @@ pub use super::{
     logs::LogLine,
     samples::Sample,
     token::{TokenKey, same},
+    traces::{BUCKETS_S, Class, Event, Happening, Histogram, Tally, Trace},
     world::{BootFault, Limits, Phase},
 };
 use crate::{
@@ -115,6 +117,7 @@ impl Registry {
             reaper,
             closing: CancellationToken::new(),
             fault: std::sync::OnceLock::new(),
+            traces: Traces::default(),
         });
         let inner = Inner {
             world,
@@ -297,6 +300,21 @@ impl Registry {
             let closing = self.inner.refusing.is_cancelled();
             Err(if closing { NotRunning::Transitioning } else { NotRunning::NotFound })
         })
+    }
+
+    /// What happened to sandboxes, the newest starts first; to one where one is named.
+    pub fn traces(&self, sandbox: Option<SandboxId>, most: usize) -> Vec<Trace> {
+        self.inner.world.traces.newest(sandbox, most)
+    }
+
+    /// The sums of what happened since this gateway started.
+    pub fn tally(&self) -> Tally {
+        self.inner.world.traces.tally()
+    }
+
+    /// How many sandboxes are in which state now.
+    pub fn census(&self) -> Census {
+        self.inner.handles.census()
     }
 
     /// How many sandboxes have a driver now, in any state.

@@ -11,7 +11,9 @@ use jiff::Timestamp;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use super::{engine::Engine, queue::Policy, reaper::Reaper, registry::LifeError, token::TokenKey};
+use super::{
+    engine::Engine, queue::Policy, reaper::Reaper, registry::LifeError, token::TokenKey, traces::Traces,
+};
 use crate::{
     clock::Clock,
     id::{Entropy, SandboxId},
@@ -68,6 +70,7 @@ pub(super) struct World {
     /// The registry takes no new work; drivers let go of their sandboxes.
     pub(super) closing: CancellationToken,
     pub(super) fault: OnceLock<Arc<dyn BootFault>>,
+    pub(super) traces: Traces,
 }
 
 // === impl Limits ===
@@ -91,8 +94,9 @@ impl World {
         Policy { max_length: self.limits.max_length }
     }
 
-    /// The injection point of a phase.
+    /// Notes that a phase is reached; the injection point of it.
     pub(super) async fn reached(&self, sandbox: SandboxId, phase: Phase) -> Result<(), LifeError> {
+        self.traces.reached(sandbox, phase);
         match self.fault.get() {
             Some(fault) => fault.reached(sandbox, phase).await,
             None => Ok(()),

@@ -8,6 +8,7 @@ mod bad_input;
 mod document;
 mod endpoints;
 mod idempotency;
+mod inspection;
 mod lists;
 mod network;
 mod observed;
@@ -164,4 +165,15 @@ pub(crate) async fn answer(router: axum::Router, request: Request<Body>) -> Answ
     let body = serde_json::from_slice(&bytes)
         .unwrap_or_else(|_| Value::String(String::from_utf8_lossy(&bytes).into_owned()));
     Answer { status: parts.status, headers: parts.headers, body }
+}
+
+/// Polls until there is something.
+pub(crate) async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+    for _ in 0..400 {
+        if let Some(found) = look().await {
+            return found;
+        }
+        tokio::time::sleep(Duration::from_millis(25)).await;
+    }
+    panic!("{what} did not come");
 }

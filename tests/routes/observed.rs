@@ -1,22 +1,10 @@
 //! Logs and metrics of sandboxes.
 
-use std::time::Duration;
-
 use serde_json::{Value, json};
 
-use super::{Answer, Plane};
+use super::{Plane, until};
 
 const ABSENT: &str = "i00000000000000000000";
-
-async fn until(what: &str, mut look: impl AsyncFnMut() -> Option<Answer>) -> Answer {
-    for _ in 0..200 {
-        if let Some(answer) = look().await {
-            return answer;
-        }
-        tokio::time::sleep(Duration::from_millis(25)).await;
-    }
-    panic!("{what} did not come");
-}
 
 /// A sandbox with these lines in its log.
 async fn logged(plane: &Plane, lines: &[&str]) -> String {

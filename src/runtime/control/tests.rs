@@ -89,6 +89,7 @@ fn stage() -> (Arc<Scripted>, mpsc::UnboundedReceiver<DuplexStream>, Identity, A
         reaper: Arc::new(Reaper::default()),
         closing: tokio_util::sync::CancellationToken::new(),
         fault: std::sync::OnceLock::new(),
+        traces: crate::runtime::traces::Traces::default(),
     });
     let now = world.now();
     let record = SandboxRecord {

@@ -24,6 +24,7 @@ use crate::{
         engine::{Ability, EngineError, Machine},
         queue::{Stage, later},
         registry::LifeError,
+        traces::Happening,
         world::{Phase, World},
     },
     sandbox::{SandboxRecord, SandboxState},
@@ -39,6 +40,7 @@ impl Driver {
     /// Pauses it and answers `pausers`. Comes back live when that was not possible.
     pub(super) async fn pause(&mut self, active: Active, manner: Manner) -> Next {
         let (world, cancel) = (Arc::clone(&self.world), CancellationToken::new());
+        world.traces.event(self.id, Happening::PauseStart);
         let memory = manner.memory && world.engine.capabilities().freeze == Ability::Present;
         let asker = active.control.asker();
         if manner.healthy || !manner.memory {

@@ -22,6 +22,7 @@ use crate::{
         queue::{Request, Stage, Verdict},
         registry::{Connected, LifeError},
         samples::History,
+        traces::{Class, Happening},
         world::{Phase, World},
     },
     sandbox::{SandboxRecord, SandboxState},
@@ -95,6 +96,10 @@ impl Driver {
             Request::Reboot(length) => (length, true),
             _ => (resting.record.spec.timeout().max(SHORTEST_WAKE), false),
         };
+        world.traces.begin(self.id, Class::Resumed, world.now());
+        if resting.memory.is_some() && !reboot {
+            world.traces.event(self.id, Happening::SnapshotRestoreStart);
+        }
         self.show_rest(&resting, Stage::Resuming);
         let waking = wake(&world, resting, length, reboot, &cancel);
         match self.during(Stage::Resuming, &cancel, waking).await {
@@ -108,6 +113,7 @@ impl Driver {
             }
             Err((error, resting)) => {
                 tracing::error!(sandbox.id = %self.id, %error, "sandbox {} was not resumed", self.id);
+                self.world.traces.event(self.id, Happening::StartFailed);
                 // It may have been recorded as running already.
                 if let Err(error) = self.world.store.put_sandbox(resting.record.clone()).await {
                     tracing::error!(sandbox.id = %self.id, %error, "a resume that failed was not recorded");

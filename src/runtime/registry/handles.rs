@@ -8,7 +8,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::KILL_BOUND;
+use super::{Census, KILL_BOUND};
 use crate::{
     id::{SandboxId, TeamId},
     runtime::driver::{Command, EndCause, Live, View},
@@ -63,6 +63,21 @@ impl Handles {
             _ => None,
         };
         self.0.read().values().filter_map(running).collect()
+    }
+
+    pub(super) fn census(&self) -> Census {
+        let mut census = Census::default();
+        for handle in self.0.read().values() {
+            let count = match &*handle.view.borrow() {
+                View::Creating => &mut census.creating,
+                View::Running(_) => &mut census.running,
+                View::Resting(_) => &mut census.resting,
+                View::Killing { .. } => &mut census.ending,
+                View::Gone | View::LetGo => continue,
+            };
+            *count += 1;
+        }
+        census
     }
 
     pub(super) fn all(&self) -> Vec<Handle> {

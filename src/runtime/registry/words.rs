@@ -104,3 +104,16 @@ pub enum LifeError {
     #[error("the server is shutting down")]
     ShuttingDown,
 }
+
+/// How many sandboxes are in which state.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Census {
+    /// Not ready yet.
+    pub creating: usize,
+    /// Serving.
+    pub running: usize,
+    /// Paused, or on the way there or back.
+    pub resting: usize,
+    /// On their way out.
+    pub ending: usize,
+}
