@@ -342,7 +342,7 @@ mod tests {
         tokio::time::advance(Duration::from_millis(40)).await;
         traces.reached(id, Phase::Active);
         traces.event(id, Happening::PauseStart);
-        tokio::time::advance(Duration::from_secs(60)).await;
+        tokio::time::advance(Duration::from_mins(1)).await;
         traces.event(id, Happening::PauseStart);
         tokio::time::advance(Duration::from_secs(2)).await;
         traces.reached(id, Phase::Stopped);
@@ -367,7 +367,7 @@ mod tests {
         }
         let trace = traces.newest(None, 9).remove(0);
         assert_eq!((trace.events.len(), trace.overflowed), (MAX_EVENTS, 3));
-        for _ in 0..MAX_CLOSED + 1 {
+        for _ in 0..=MAX_CLOSED {
             traces.begin(id, Class::Resumed, Timestamp::UNIX_EPOCH);
         }
         traces.close(id);
