@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from conftest import Host
+from servers import Host
 from e2b import Sandbox
 
 

@@ -10,7 +10,7 @@ import tarfile
 import tempfile
 
 import pytest
-from conftest import Server
+from servers import Server
 from test_e2b_cli import CLI, NODE
 
 from e2b import CommandExitException, Sandbox, Template, TemplateException
