@@ -61,6 +61,8 @@ pub struct Storage {
 pub struct Limits {
     /// The longest run; none: no limit.
     pub max_timeout: Option<Duration>,
+    /// Requests in flight to one sandbox; none: no limit.
+    pub sandbox_connections: Option<u32>,
     /// The size of sandboxes whose template says nothing else.
     pub resources: Resources,
 }
@@ -95,6 +97,7 @@ impl Config {
         ("tls-key", "the development certificate's own"),
         ("data-dir", DEFAULT_DATA_DIR),
         ("max-timeout-hours", "no limit"),
+        ("sandbox-connections", "no limit"),
         ("cpu-count", "2"),
         ("memory-mb", "1024"),
         ("disk-mb", "10240"),
@@ -123,6 +126,7 @@ impl Config {
                 max_timeout: sources
                     .checked("max-timeout-hours", positive)?
                     .map(|hours| Duration::from_secs(u64::from(hours) * 3600)),
+                sandbox_connections: sources.checked("sandbox-connections", positive)?,
                 resources: Resources {
                     cpu_count: sources.checked("cpu-count", cpu_count)?.unwrap_or(2),
                     memory_mb: sources.checked("memory-mb", memory_mb)?.unwrap_or(1024),

@@ -80,6 +80,7 @@ pub struct Server {
     notice: Option<String>,
     found: usize,
     asked: Asked,
+    sandbox_connections: Option<u32>,
 }
 
 /// The signals that ask a server to stop. Taken at the very start: one that comes before the
@@ -153,7 +154,8 @@ impl Server {
         let streams = Streams::new(&*entropy);
         let state = AppState { registry, store, keys, clock, entropy, streams, settings };
         let admin = admin_socket(&start.gateway_dir.join("admin.sock"))?;
-        Ok(Self { state, warden, admin, keeper, notice, found, asked })
+        let sandbox_connections = limits.sandbox_connections;
+        Ok(Self { state, warden, admin, keeper, notice, found, asked, sandbox_connections })
     }
 
     /// What there is to say about the base template.
@@ -181,6 +183,7 @@ impl Server {
         let stop = CancellationToken::new();
         let router = routes::router(self.state.clone());
         let mut settings = proxy::gateway::Settings::new(&*self.state.settings.domain);
+        settings.sandbox_connections = self.sandbox_connections;
         settings.tls = Some(Acceptor::new(self.keeper.certificates())?);
         let gateway = Gateway::new(self.state.registry.clone(), router, settings);
         listener.set_nonblocking(true)?;

@@ -32,7 +32,7 @@ mod deadline;
 mod kind;
 mod stream;
 
-pub(crate) use deadline::{StreamDeadline, moderate};
+pub(crate) use deadline::{StreamDeadline, expired, moderate};
 pub(crate) use kind::of_its_kind;
 
 /// The service object.

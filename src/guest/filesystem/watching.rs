@@ -19,6 +19,7 @@ use crate::{
     guest::{
         awake,
         failure::{self, is_missing},
+        rpc,
         watch::{
             Interests, Subscription, WatchError, is_network_mount,
             mailbox::{Event, Kind},
@@ -115,7 +116,7 @@ pub(super) fn stream(
         let told = tokio::select! {
             biased;
             () = awake::expiry(deadline) => {
-                return Some((Err(ConnectError::deadline_exceeded("context deadline exceeded")), None));
+                return Some((Err(rpc::expired()), None));
             }
             told = tokio::time::timeout(keepalive, subscription.mailbox.next()) => told,
         };

@@ -2,8 +2,8 @@
 //!
 //! The library ignores a value that is no number and ends a stream's start by its own clock and
 //! words, and cuts a watch without an end frame. Here: no number is the client's error, 0 is no
-//! limit, and for server streams the time is taken away from the library and given to the stream,
-//! with Start also to the process.
+//! limit, and the time is taken away from the library: server streams are given it, with Start also
+//! the process, and every other call is dropped when it is over.
 
 use std::time::Duration;
 
@@ -38,14 +38,26 @@ pub(crate) async fn moderate(mut request: Request, next: Next) -> Response {
         let text = format!("protocol error: invalid timeout {value:?}: want milliseconds, at most 10 digits");
         return rpc_error(request.headers(), &ConnectError::invalid_argument(text));
     };
-    let ours = STREAMS.contains(&request.uri().path());
-    if ours || limit.is_zero() {
-        request.headers_mut().remove(HEADER);
+    request.headers_mut().remove(HEADER);
+    if limit.is_zero() {
+        return next.run(request).await;
     }
-    if ours && !limit.is_zero() {
-        request.extensions_mut().insert(StreamDeadline(awake::now() + limit));
+    let deadline = awake::now() + limit;
+    if STREAMS.contains(&request.uri().path()) {
+        request.extensions_mut().insert(StreamDeadline(deadline));
+        return next.run(request).await;
     }
-    next.run(request).await
+    let headers = request.headers().clone();
+    tokio::select! {
+        biased;
+        response = next.run(request) => response,
+        () = awake::until(deadline) => rpc_error(&headers, &expired()),
+    }
+}
+
+/// The error of a call or stream whose time is over.
+pub(crate) fn expired() -> ConnectError {
+    ConnectError::deadline_exceeded("context deadline exceeded")
 }
 
 fn parse(value: &[u8]) -> Option<Duration> {

@@ -10,6 +10,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
+use super::deadline::expired;
 use crate::{
     guest::{
         awake,
@@ -84,7 +85,7 @@ impl View {
             biased;
             () = awake::expiry(deadline) => {
                 self.stage = Stage::Over;
-                Err(ConnectError::deadline_exceeded("context deadline exceeded"))
+                Err(expired())
             }
             message = self.messages.recv() => match message {
                 Some(Message::Data(source, bytes)) => Ok(data(source, bytes.into())),

@@ -66,8 +66,14 @@ def test_a_port_that_does_not_speak_http(box, says):
 
 @row("A port that opens within a second of the request is reached: the edge tries five times.")
 def test_a_port_that_opens_late(box):
-    script = "import time; time.sleep(0.5); import http.server as h; h.HTTPServer(('127.0.0.1', 8123), h.SimpleHTTPRequestHandler).serve_forever()"
-    box.sandbox.commands.run(f'exec python3 -c "{script}"', background=True).disconnect()
+    script = (
+        "import http.server as h, time; print('ready', flush=True); input(); time.sleep(0.4); "
+        "h.HTTPServer(('127.0.0.1', 8123), h.SimpleHTTPRequestHandler).serve_forever()"
+    )
+    started = box.sandbox.commands.run(f'exec python3 -c "{script}"', background=True, stdin=True)
+    assert next(out for out, _, _ in started if out) == "ready\n"
+    started.disconnect()
+    box.sandbox.commands.send_stdin(started.pid, "\n")
     assert ask(name(box.sandbox, 8123)).status == 200
 
 

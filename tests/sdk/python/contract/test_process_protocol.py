@@ -129,6 +129,33 @@ def test_bad_json(wire, body):
         assert status == 200 and len(found) == 1 and json.loads(found[0][1])["error"]["code"] == "invalid_argument"
 
 
+@row("Numbers may be strings or have an exponent; what is too large, negative or broken is invalid_argument.")
+def test_numbers(wire):
+    def answer(pid):
+        body = b'{"process":{"pid":%s}}' % pid.encode()
+        status, body, _ = wire.http("POST", "/process.Process/Update", body, {"Content-Type": JSON})
+        return status, json.loads(body).get("code")
+
+    with proc.running(wire, command("sleep", "60")) as process:
+        for text in ("{}", '"{}"', "{}.0", "{}e0"):
+            assert answer(text.format(process.pid)) == (200, None), text
+        for text in ("-1", "4294967296", "1.5", '"x"', "true", "[1]"):
+            assert answer(text) == (400, "invalid_argument"), text
+        proc.signal(wire, process.process)
+        process.rest()
+
+
+@row("Two fields of one oneof, a field twice, bad base64, half a letter, or more behind the message: invalid_argument.")
+@pytest.mark.parametrize("body", [
+    b'{"process":{"pid":1,"tag":"x"}}', b'{"process":{"pid":1},"process":{"pid":1}}', b'{"process":{"pid":1}} {}',
+    b'{"process":{"pid":1},"input":{"stdin":"!!"}}', b'{"process":{"pid":1},"input":{"stdin":"YQ==","pty":"YQ=="}}',
+    b'{"process":{"tag":"\\ud800"}}', b'{"process":{"tag":"\xff"}}', b'{"process":{"pid":1}',
+])
+def test_broken_json(wire, body):
+    status, answer, _ = wire.http("POST", "/process.Process/SendInput", body, {"Content-Type": JSON})
+    assert (status, json.loads(answer)["code"]) == (400, "invalid_argument")
+
+
 @row("A JSON array where a message is wanted: invalid_argument.")
 @pytest.mark.xfail(strict=True, reason="the JSON decoder takes an array for the message's fields in their order")
 def test_an_array_for_a_message(wire):
@@ -264,6 +291,42 @@ def test_the_timeout_of_unary_calls(wire):
         assert wire.unary("process.Process/List", {}, {"Connect-Timeout-Ms": value})[0] == 200
 
 
+@row("A unary call whose Connect-Timeout-Ms is over: 504 deadline_exceeded `context deadline exceeded`.")
+def test_an_expired_call(wire):
+    with proc.running(wire, command("sleep", "60", stdin=True)) as process:
+        # More than a pipe holds, and nobody reads.
+        message = {"process": process.process, "input": {"stdin": proc.b64(b"x" * 500_000)}}
+        status, answer = wire.unary("process.Process/SendInput", message, {"Connect-Timeout-Ms": "500"})
+        assert (status, answer) == (504, {"code": "deadline_exceeded", "message": "context deadline exceeded"})
+        # The next one is not held up by it.
+        assert wire.unary("process.Process/CloseStdin", {"process": process.process}) == (200, {})
+        proc.signal(wire, process.process)
+        process.rest()
+
+
+@row("A StreamInput whose Connect-Timeout-Ms is over, while it waits for more or for the process: the same in the end frame.")
+@pytest.mark.parametrize("waits_for", ["the client", "the process"])
+def test_an_expired_stream(wire, waits_for):
+    sent = wire.headers | {"Content-Type": STREAM_JSON, "Transfer-Encoding": "chunked", "Connect-Timeout-Ms": "500"}
+    with proc.running(wire, command("sleep", "60", stdin=True)) as process:
+        body = envelope(json.dumps({"start": {"process": process.process}}).encode())
+        if waits_for == "the process":
+            body += envelope(json.dumps({"data": {"input": {"stdin": proc.b64(b"x" * 500_000)}}}).encode())
+        connection = http.client.HTTPConnection(GATEWAY.hostname, GATEWAY.port, timeout=30)
+        with contextlib.closing(connection):
+            connection.putrequest("POST", "/process.Process/StreamInput")
+            for name, value in sent.items():
+                connection.putheader(name, value)
+            connection.endheaders()
+            connection.send(b"%x\r\n%s\r\n" % (len(body), body))
+            response = connection.getresponse()
+            assert response.status == 200
+            (flags, end), = frames(response)
+        assert flags == 2 and json.loads(end)["error"] == {"code": "deadline_exceeded", "message": "context deadline exceeded"}
+        proc.signal(wire, process.process)
+        process.rest()
+
+
 @row("Two requests of one connection, a stream and a call, follow each other.")
 def test_a_connection_is_used_again(wire):
     connection = http.client.HTTPConnection(GATEWAY.hostname, GATEWAY.port, timeout=30)
@@ -273,3 +336,30 @@ def test_a_connection_is_used_again(wire):
             assert [flags for flags, _ in frames(connection.getresponse())] == [0, 0, 2]
             connection.request("POST", LIST, b"{}", wire.headers | {"Content-Type": JSON})
             assert connection.getresponse().read()
+
+
+@row("gRPC-Web is answered too: messages, then the trailers as a frame of their own.")
+def test_grpc_web(wire):
+    kind = {"Content-Type": "application/grpc-web+proto"}
+
+    def call(path, body):
+        with wire.open("POST", path, envelope(body), kind) as response:
+            assert (response.status, response.headers["content-type"]) == (200, "application/grpc-web+proto")
+            text = response.read()
+        found = []
+        while text:
+            flags, length = text[0], int.from_bytes(text[1:5], "big")
+            found.append((flags, text[5 : 5 + length]))
+            text = text[5 + length :]
+        return found
+
+    *_, (flags, trailers) = call(LIST, b"")
+    assert flags == 0x80 and b"grpc-status: 0" in trailers.lower()
+    request = process_pb.StartRequest(process=process_pb.ProcessConfig(cmd="echo", args=["hi"]), stdin=False)
+    *messages, (flags, trailers) = call(f"/{START}", request.to_binary())
+    events = [process_pb.StartResponse.from_binary(body).event.event for _, body in messages]
+    assert [event.field for event in events] == ["start", "data", "end"]
+    assert flags == 0x80 and b"grpc-status: 0" in trailers.lower()
+    request = process_pb.StartRequest(process=process_pb.ProcessConfig(cmd="true", cwd="/nowhere"))
+    (flags, trailers), = call(f"/{START}", request.to_binary())
+    assert flags == 0x80 and b"grpc-status: 3" in trailers.lower() and b"does not exist" in trailers

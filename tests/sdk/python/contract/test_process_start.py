@@ -1,11 +1,16 @@
 """How a process is started: as whom, where, with which environment, and what comes of bad commands."""
 
 import base64
+import contextlib
+import os
+import pathlib
+import time
 
 import proc
 import pytest
 
 from e2b import Sandbox
+from guests import guest_of
 from proc import command, refused_start, run, shell
 from wire import Wire
 
@@ -269,3 +274,34 @@ def test_a_held_process_is_listed(box, user):
         box.sh(f"kill -9 {child}")
         messages, end = process.rest()
     assert proc.ended(messages)["exited"] and end == {}
+
+
+@row("Processes and terminals run in groups of the user's work, apart from envd; those of tag `_system` do not.")
+def test_control_groups(box, root):
+    def groups(pid):
+        return pathlib.Path(f"/proc/{pid}/cgroup").read_text()
+
+    def on_the_host(seconds):
+        """The process that sleeps so long, as the host counts."""
+        wanted = b"sleep\0" + seconds.encode() + b"\0"
+        for entry in pathlib.Path("/proc").iterdir():
+            if entry.name.isdigit():
+                with contextlib.suppress(OSError):
+                    if (entry / "cmdline").read_bytes() == wanted:
+                        return entry.name
+        raise AssertionError(f"nobody sleeps {seconds} s")
+
+    unique = f"{os.getpid()}.{time.monotonic_ns() % 10**9:09}"
+    own = groups(guest_of(box.sandbox))
+    for number, (message, apart) in enumerate((
+        (command("sleep", f"1{unique}"), True),
+        (proc.terminal("sleep", f"2{unique}"), True),
+        (command("sleep", f"3{unique}", tag="system"), True),
+        (command("sleep", f"4{unique}", tag="_system"), False),
+    ), start=1):
+        with proc.running(root, message) as process:
+            # Until the command has taken the place of what started it.
+            run(root, shell(f"until grep -q sleep /proc/{process.pid}/comm; do sleep 0.02; done"))
+            assert (groups(on_the_host(f"{number}{unique}")) != own) == apart, message
+            proc.signal(root, process.process)
+            process.rest()
