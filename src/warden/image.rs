@@ -50,7 +50,7 @@ pub(super) const FORMAT: u32 = 1;
 /// Describes a complete image.
 const MANIFEST: &str = "image.json";
 /// How many images may lie on each other; the kernel mounts some hundred layers.
-const DEEPEST: usize = 64;
+pub(super) const DEEPEST: usize = 64;
 /// A manifest is some hundred bytes; a larger one is not ours.
 const LARGEST_MANIFEST: u64 = 64 * 1024;
 

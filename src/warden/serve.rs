@@ -9,7 +9,7 @@
 //! undone first; live ones stay, unless the request was to stop them.
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     io,
     os::fd::{BorrowedFd, OwnedFd},
     panic::{AssertUnwindSafe, catch_unwind},
@@ -105,6 +105,8 @@ pub(super) struct Warden<'a> {
     slots: Slots,
     /// Which image lies on which.
     parents: BTreeMap<BuildId, BuildId>,
+    /// Snapshots that hold what they should, as far as is known: made or read whole by this warden.
+    checked: BTreeSet<BuildId>,
     jobs: HashMap<u64, Job>,
     /// Since when something lies in the rubbish that no worker has been sent for.
     rubbish: Option<Instant>,
@@ -147,6 +149,7 @@ impl<'a> Warden<'a> {
             queue: VecDeque::new(),
             slots: Slots::new(instance, &[]),
             parents: BTreeMap::new(),
+            checked: BTreeSet::new(),
             jobs: HashMap::new(),
             rubbish: None,
             tick: TICK,

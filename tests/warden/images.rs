@@ -218,3 +218,41 @@ async fn a_warden_killed_while_it_makes_an_image_leaves_the_sandbox_and_no_image
     server.client.shutdown(true).await.unwrap();
     server.scope.settles_as(&Host::default());
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_machine_is_made_of_a_snapshot_that_is_not_what_it_was() {
+    let Some(data) = Data::new() else { return };
+    let server = data.serve().await;
+    let parent = data.image();
+    let of_parent = spec(parent);
+    let sandbox = of_parent.sandbox;
+    let machine = server.engine.create(of_parent).await.unwrap();
+    told(&machine, &["write /root/file text"]).await;
+    machine.shelve().await.unwrap();
+    let (low, high) = (BuildId::generate(&OsEntropy), BuildId::generate(&OsEntropy));
+    server.engine.seal(sandbox, low).await.unwrap();
+    let of_low = spec(low);
+    let child = of_low.sandbox;
+    server.engine.create(of_low).await.unwrap().shelve().await.unwrap();
+    server.engine.seal(child, high).await.unwrap();
+    for id in [sandbox, child] {
+        server.engine.discard(id).await.unwrap();
+    }
+    server.client.shutdown(true).await.unwrap();
+    drop(server);
+
+    let file = data.path().join(format!("templates/{low}/root/root/file"));
+    std::fs::write(&file, "tex!").unwrap();
+    let server = data.serve().await;
+    for build in [low, high] {
+        let refused = server.engine.create(spec(build)).await;
+        assert!(matches!(refused, Err(EngineError::NoImage(of)) if of == build), "{refused:?}");
+    }
+    let unharmed = server.engine.create(spec(parent)).await.unwrap();
+    speaks(&unharmed).await;
+    std::fs::write(&file, "text").unwrap();
+    let again = server.engine.create(spec(high)).await.unwrap();
+    assert_eq!(say(&again, "read /root/file").await, "text text");
+    server.client.shutdown(true).await.unwrap();
+    server.scope.settles_as(&Host::default());
+}

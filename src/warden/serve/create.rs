@@ -77,9 +77,17 @@ impl Warden<'_> {
     pub(super) fn begin_waiting(&mut self) {
         let mut starting =
             self.machines.values().filter(|machine| matches!(machine.phase, Phase::Starting(_))).count();
+        let mut at = 0;
         while starting < AT_ONCE
-            && let Some((seq, spec)) = self.queue.pop_front()
+            && let Some((_, spec)) = self.queue.get(at)
         {
+            // It keeps its place until what it is made of has been looked at.
+            if let Some(build) = self.unchecked(spec.build) {
+                self.look_through(build);
+                at += 1;
+                continue;
+            }
+            let Some((seq, spec)) = self.queue.remove(at) else { break };
             match self.begin(seq, &spec) {
                 Ok(()) => starting += 1,
                 Err(Refusal { cause, reason }) => {

@@ -1,6 +1,9 @@
 //! Images as the warden keeps them: made of sandboxes, listed, removed when nothing lies on them.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::{
+    collections::VecDeque,
+    os::fd::{AsFd, OwnedFd},
+};
 
 use super::{Warden, jobs::Purpose};
 use crate::{
@@ -15,6 +18,8 @@ use crate::{
 
 /// Images of one answer: their text stays well below the size of a packet.
 const PAGE: usize = 200;
+/// Snapshots that are looked at at the same time.
+const CHECKS: usize = 2;
 
 impl Warden<'_> {
     pub(super) fn list_images(&mut self, seq: u64, after: Option<BuildId>) {
@@ -93,16 +98,63 @@ impl Warden<'_> {
         if info.kind != ImageKind::Snapshot {
             return self.answer(seq, Reply::Image(info));
         }
-        if self.join_job(seq, &Purpose::Check(build)) {
-            return;
+        if !self.join_job(seq, &Purpose::Check(build)) {
+            self.send_checker(vec![seq], build);
         }
+    }
+
+    /// The first of a build and those that it lies on that has not been looked at by this warden.
+    pub(super) fn unchecked(&self, build: BuildId) -> Option<BuildId> {
+        let below = |build: &BuildId| self.parents.get(build).copied();
+        // Only snapshots lie on something.
+        let mut snapshots = std::iter::successors(Some(build), below)
+            .take(image::DEEPEST)
+            .filter(|build| self.parents.contains_key(build));
+        snapshots.find(|build| !self.checked.contains(build))
+    }
+
+    /// Looks at a snapshot that a machine waits for, if no worker does so and one can.
+    pub(super) fn look_through(&mut self, build: BuildId) {
+        let mut busy = 0;
+        for job in self.jobs.values() {
+            match job.purpose() {
+                Purpose::Check(of) if of == build => return,
+                Purpose::Check(_) => busy += 1,
+                _ => {}
+            }
+        }
+        if busy < CHECKS {
+            self.send_checker(Vec::new(), build);
+        }
+    }
+
+    fn send_checker(&mut self, seqs: Vec<u64>, build: BuildId) {
         let prepared = self.prepared;
-        self.send_worker(vec![seq], Purpose::Check(build), move |_| {
-            match seal::check(prepared.templates.as_fd(), build) {
-                Ok(()) => Report::Image(info),
+        self.send_worker(seqs, Purpose::Check(build), move |_| {
+            worker::hurry();
+            let templates = prepared.templates.as_fd();
+            match seal::check(templates, build).and_then(|()| image::info(templates, build)) {
+                Ok(info) => Report::Image(info),
                 Err(error) => Report::Failed(error.to_string()),
             }
         });
+    }
+
+    /// No machine is made of a snapshot that is not what it was.
+    pub(super) fn refuse_creates_on(&mut self, build: BuildId, reason: &str) {
+        let queue = std::mem::take(&mut self.queue);
+        let (waiting, others): (VecDeque<_>, VecDeque<_>) =
+            queue.into_iter().partition(|(_, spec)| self.lies_on(spec.build, build));
+        self.queue = others;
+        for (seq, _) in waiting {
+            self.refuse(seq, reason.to_owned(), Cause::NoImage);
+        }
+    }
+
+    fn lies_on(&self, build: BuildId, below: BuildId) -> bool {
+        std::iter::successors(Some(build), |build| self.parents.get(build).copied())
+            .take(image::DEEPEST)
+            .any(|build| build == below)
     }
 
     /// Removes what workers left that did not come to their end.

@@ -69,6 +69,10 @@ impl Purpose {
 // === impl Job ===
 
 impl Job {
+    pub(super) fn purpose(&self) -> Purpose {
+        self.purpose
+    }
+
     /// Ends the worker if it makes an image of the sandbox; who waited for that comes back. It is
     /// reaped when the last process of it has ended, which a write to the disk may put off.
     pub(super) fn give_up(&mut self, sandbox: SandboxId) -> Option<Vec<u64>> {
@@ -171,7 +175,12 @@ impl Warden<'_> {
     /// Keeps what is known of images true.
     fn note_images(&mut self, purpose: Purpose, outcome: &Report) {
         match (purpose, outcome) {
-            (Purpose::RemoveImage(build), Report::Done) => drop(self.parents.remove(&build)),
+            (Purpose::RemoveImage(build), Report::Done) => {
+                self.parents.remove(&build);
+                self.checked.remove(&build);
+            }
+            (Purpose::Check(build), Report::Image(_)) => drop(self.checked.insert(build)),
+            (Purpose::Check(build), Report::Failed(reason)) => self.refuse_creates_on(build, reason),
             // One that was made just before it was given up is there, and nobody knows of it.
             (Purpose::GivenUp(build), Report::Image(_)) => {
                 self.send_remover(Vec::new(), build);
@@ -179,6 +188,7 @@ impl Warden<'_> {
             (Purpose::Seal { build, .. }, Report::Image(_)) => {
                 let parent = image::parent(self.prepared.templates.as_fd(), build).ok().flatten();
                 self.parents.extend(parent.map(|parent| (build, parent)));
+                self.checked.insert(build);
             }
             _ => {}
         }
