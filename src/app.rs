@@ -1,6 +1,7 @@
 //! The only place where engine, store, clock and registry meet.
 
 pub mod base;
+mod clock;
 pub mod server;
 mod tasks;
 pub mod tls;

@@ -32,10 +32,11 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     app::{
         base,
+        clock::HostClock,
         tasks::Tasks,
         tls::{Authority, Given, Keeper},
     },
-    clock::{Clock, SystemClock},
+    clock::Clock,
     config::Config,
     id::{Entropy, OsEntropy},
     proxy::{self, gateway::Gateway, tls::Acceptor},
@@ -111,7 +112,7 @@ impl Server {
     /// Joins everything and recovers what an earlier server left.
     pub async fn start(start: Start<'_>) -> anyhow::Result<Self> {
         let asked = Asked::listen()?;
-        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let clock: Arc<dyn Clock> = Arc::new(HostClock::open(&start.gateway_dir.join("clock.json")));
         let keeper = if let Some(given) = start.certificate {
             Keeper::given(given, Arc::clone(&clock))?
         } else {

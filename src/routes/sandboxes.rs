@@ -24,6 +24,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::{
+    clock::Clock,
     routes::state::AppState,
     runtime::registry::Sandbox,
     sandbox::{CLIENT_ID, ENVD_VERSION, NetworkConfig, OnTimeout, SandboxRecord, SandboxState},
@@ -159,16 +160,17 @@ impl SandboxView {
 
 // === impl ListedSandbox ===
 
-impl From<SandboxRecord> for ListedSandbox {
-    fn from(record: SandboxRecord) -> Self {
+impl ListedSandbox {
+    /// The view of a running or paused sandbox, in times of the wall clock.
+    pub(crate) fn of(record: SandboxRecord, clock: &dyn Clock) -> Self {
         let SandboxRecord { id, spec, state, started_at, end_at, .. } = record;
         Self {
             template_id: spec.template.to_string(),
             alias: spec.alias,
             sandbox_id: id.to_string(),
             client_id: CLIENT_ID,
-            started_at,
-            end_at,
+            started_at: clock.shown(started_at),
+            end_at: clock.shown(end_at),
             cpu_count: spec.resources.cpu_count,
             memory_mb: spec.resources.memory_mb,
             disk_size_mb: spec.resources.disk_mb,
@@ -197,7 +199,7 @@ impl SandboxDetail {
                 on_timeout: record.spec.lifecycle.on_timeout,
             },
             pause_mode: paused.then_some(if record.machine.is_some() { "full" } else { "filesystem" }),
-            listed: record.into(),
+            listed: ListedSandbox::of(record, &*state.clock),
         }
     }
 }

@@ -271,7 +271,7 @@ impl Driver {
     /// The first sample is there at once; the sampler goes on.
     fn measure(&self, active: &Active) {
         let (samples, machine) = (Arc::clone(&active.samples), Arc::clone(&active.machine));
-        let (resources, now) = (active.record.spec.resources, self.world.now());
+        let (resources, now) = (active.record.spec.resources, self.world.clock.now());
         tokio::spawn(async move { samples.sample(&*machine, resources, now).await });
     }
 

@@ -1,7 +1,7 @@
 //! All deadlines, one timer: tells the sandbox whose time has come.
 //!
-//! Deadlines are wall-clock times and survive a restart; the timer is monotonic. So that a jump
-//! of the wall clock is noticed, the timer never sleeps longer than [`RECHECK`] while there is a
+//! Deadlines are times of the steady clock and survive a restart; the timer stands still while the
+//! host sleeps. So that this is noticed, it never sleeps longer than [`RECHECK`] while there is a
 //! deadline, and sleeps for good while there is none. The reaper decides nothing: it says "look
 //! at your deadline", and the driver looks.
 
@@ -18,7 +18,7 @@ use tokio::{sync::Notify, time::sleep};
 use super::queue::later;
 use crate::{clock::Clock, id::SandboxId};
 
-/// The longest sleep while there are deadlines: how late a jump of the clock may be noticed.
+/// The longest sleep while there are deadlines: how late it may be noticed that the host slept.
 pub(super) const RECHECK: Duration = Duration::from_secs(2);
 /// When a sandbox is asked again whose queue was full.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -59,7 +59,7 @@ impl Reaper {
     /// Runs for as long as it is polled. `expire` says whether the sandbox could be told.
     pub(super) async fn run(self: Arc<Self>, clock: Arc<dyn Clock>, expire: impl Fn(SandboxId) -> bool) {
         loop {
-            let now = clock.now();
+            let now = clock.steady();
             let due = self.deadlines.lock().take_due(now);
             for sandbox in due {
                 if !expire(sandbox) {
@@ -70,7 +70,7 @@ impl Reaper {
             match next {
                 None => self.changed.notified().await,
                 Some(next) => {
-                    let wait = Duration::try_from(next.duration_since(clock.now())).unwrap_or_default();
+                    let wait = Duration::try_from(next.duration_since(clock.steady())).unwrap_or_default();
                     tokio::select! {
                         () = sleep(wait.min(RECHECK)) => {}
                         () = self.changed.notified() => {}
@@ -133,6 +133,19 @@ mod tests {
         reaper.set(id, later(clock.now(), Duration::from_hours(1)));
         timeout(Duration::from_mins(1), hears.recv()).await.unwrap_err();
         clock.jump(SignedDuration::from_hours(1));
+        assert_eq!(timeout(RECHECK * 2, hears.recv()).await.unwrap(), Some(id));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn setting_the_wall_clock_moves_no_deadline() {
+        let clock = Arc::new(HeldClock::default());
+        let (reaper, mut hears) = start(&clock);
+        let id = SandboxId::generate(&OsEntropy);
+        reaper.set(id, later(clock.steady(), Duration::from_mins(1)));
+        clock.set_wall(SignedDuration::from_hours(24));
+        timeout(RECHECK * 4, hears.recv()).await.unwrap_err();
+        clock.set_wall(SignedDuration::from_hours(-48));
+        clock.jump(SignedDuration::from_mins(1));
         assert_eq!(timeout(RECHECK * 2, hears.recv()).await.unwrap(), Some(id));
     }
 

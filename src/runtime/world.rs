@@ -84,9 +84,9 @@ impl Default for Limits {
 // === impl World ===
 
 impl World {
-    /// Now, as the store can keep it: whole microseconds.
+    /// Now, by the clock of deadlines, as the store can keep it: whole microseconds.
     pub(super) fn now(&self) -> Timestamp {
-        let now = self.clock.now();
+        let now = self.clock.steady();
         Timestamp::from_microsecond(now.as_microsecond()).unwrap_or(now)
     }
 

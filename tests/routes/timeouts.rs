@@ -139,3 +139,39 @@ async fn a_clock_that_jumps_back_gives_no_run_more_than_its_longest() {
     let time = |name: &str| detail[name].as_str().unwrap().parse::<Timestamp>().unwrap();
     assert!(time("endAt").duration_since(time("startedAt")).as_secs() <= MAX);
 }
+
+#[tokio::test]
+async fn a_wall_clock_that_is_set_strikes_nothing_and_moves_what_is_shown() {
+    let plane = plane().await;
+    let id = create(&plane, json!({"timeout": 600})).await;
+    let time = |detail: &Value, name: &str| detail[name].as_str().unwrap().parse::<Timestamp>().unwrap();
+    let before = detail(&plane, &id).await;
+    for hours in [24, -72] {
+        plane.clock.set_wall(SignedDuration::from_hours(hours));
+        // One whose time does come shows that deadlines were looked at meanwhile.
+        let short = create(&plane, json!({"timeout": 5})).await;
+        later(&plane, 6);
+        let started = std::time::Instant::now();
+        while plane.call("GET", &format!("/sandboxes/{short}"), None).await.status != 404 {
+            assert!(started.elapsed() < Duration::from_secs(10), "the deadline passed unseen");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+    let after = detail(&plane, &id).await;
+    for name in ["startedAt", "endAt"] {
+        assert_eq!(time(&after, name) - time(&before, name), SignedDuration::from_hours(-48), "{name}");
+    }
+    assert_eq!(left(&plane, &id).await, 600 - 12);
+    let listed = plane.call("GET", "/v2/sandboxes", None).await;
+    assert_eq!(
+        (&listed.body[0]["endAt"], &listed.body[0]["startedAt"]),
+        (&after["endAt"], &after["startedAt"])
+    );
+    for (start, count) in [(0, 1), (1, 0)] {
+        let start = time(&after, "startedAt") + SignedDuration::from_secs(start);
+        let listed = plane.call("GET", &format!("/v2/sandboxes?startedAfter={start}"), None).await;
+        assert_eq!(listed.body.as_array().unwrap().len(), count, "{start}");
+    }
+    assert_eq!(post(&plane, &id, "timeout", json!({"timeout": 1_000_000})).await.status, 204);
+    assert_eq!(left(&plane, &id).await, MAX - 12, "the longest run is counted by the steady clock");
+}

@@ -20,7 +20,7 @@ use crate::{
         state::AppState,
         templates::reference::TemplateRef,
     },
-    sandbox::SandboxState,
+    sandbox::{SandboxRecord, SandboxState},
     store::{SandboxFilter, Team},
 };
 
@@ -44,7 +44,7 @@ pub(crate) async fn list_v1(
         ..SandboxFilter::default()
     };
     let records = state.store.sandboxes(filter).await?;
-    Ok(Json(records.into_iter().map(ListedSandbox::from).collect()))
+    Ok(Json(views(&state, records)))
 }
 
 /// Lists running and paused sandboxes, in pages.
@@ -67,7 +67,7 @@ pub(crate) async fn list_v2(
     query: Query,
 ) -> Result<Response, ApiError> {
     let page = Page::read(&query)?;
-    let filter = filter(&team, &query)?;
+    let filter = filter(&state, &team, &query)?;
     let running = filter.states.contains(&SandboxState::Running);
     let (mut records, mut next, mut total) = (Vec::new(), None, 0);
     if let Some(filter) = of_template(&state, &team, &query, filter).await? {
@@ -77,7 +77,7 @@ pub(crate) async fn list_v2(
         records = state.store.sandboxes(page.bound(filter)).await?;
         next = page.cut(&mut records);
     }
-    let mut response = Json(records.into_iter().map(ListedSandbox::from).collect::<Vec<_>>()).into_response();
+    let mut response = Json(views(&state, records)).into_response();
     if let Some(token) = next {
         response.headers_mut().insert(page::NEXT_TOKEN, token);
     }
@@ -87,13 +87,20 @@ pub(crate) async fn list_v2(
     Ok(response)
 }
 
+fn views(state: &AppState, records: Vec<SandboxRecord>) -> Vec<ListedSandbox> {
+    records.into_iter().map(|record| ListedSandbox::of(record, &*state.clock)).collect()
+}
+
 /// What the query asks for, but for the template.
-fn filter(team: &Team, query: &Query) -> Result<SandboxFilter, ApiError> {
+fn filter(state: &AppState, team: &Team, query: &Query) -> Result<SandboxFilter, ApiError> {
     let started_after = match query.get("startedAfter") {
         None => None,
-        Some(text) => Some(text.parse::<Timestamp>().map_err(|_| {
-            ApiError::validation("parameter \"startedAfter\" in query: want an RFC 3339 date-time")
-        })?),
+        Some(text) => {
+            let shown = text.parse::<Timestamp>().map_err(|_| {
+                ApiError::validation("parameter \"startedAfter\" in query: want an RFC 3339 date-time")
+            })?;
+            Some(state.clock.steadied(shown))
+        }
     };
     Ok(SandboxFilter {
         team: Some(team.id),

@@ -73,7 +73,7 @@ pub(crate) async fn of_one(
 ) -> Result<Json<Vec<MetricView>>, ApiError> {
     let id = path.id()?;
     let sandbox = state.registry.get(team.id, id).await?;
-    let start = seconds(&query, "start")?.unwrap_or(sandbox.record.started_at);
+    let start = seconds(&query, "start")?.unwrap_or(state.clock.shown(sandbox.record.started_at));
     let end = seconds(&query, "end")?.unwrap_or_else(|| state.clock.now());
     if start > end {
         return Err(ApiError::bad_request("Invalid time range for metrics: start is after end"));

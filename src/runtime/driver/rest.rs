@@ -144,7 +144,7 @@ impl Driver {
         }
         tracing::warn!(sandbox.id = %self.id, "sandbox {} lost its memory while it was paused", self.id);
         let text = "the memory of the paused sandbox was lost; its disk is kept";
-        resting.logs.note("warn", text, self.world.now());
+        resting.logs.note("warn", text, self.world.clock.now());
         resting.memory = None;
         resting.record.machine = None;
         if let Err(error) = self.world.store.put_sandbox(resting.record.clone()).await {

@@ -1,4 +1,4 @@
-//! A wall clock that stands still until it is moved.
+//! Clocks that stand still until they are moved.
 
 use jiff::{SignedDuration, Timestamp};
 use parking_lot::Mutex;
@@ -7,20 +7,27 @@ use crate::clock::Clock;
 
 /// Time by hand.
 #[derive(Debug)]
-pub struct HeldClock(Mutex<Timestamp>);
+pub struct HeldClock {
+    steady: Mutex<Timestamp>,
+    shift: Mutex<SignedDuration>,
+}
 
 // === impl HeldClock ===
 
 impl HeldClock {
     /// Stands at this time.
     pub fn at(now: Timestamp) -> Self {
-        Self(Mutex::new(now))
+        Self { steady: Mutex::new(now), shift: Mutex::new(SignedDuration::ZERO) }
     }
 
-    /// Jumps, forwards or back.
+    /// Time passes, forwards or back, on all clocks.
     pub fn jump(&self, by: SignedDuration) {
-        let mut now = self.0.lock();
-        *now += by;
+        *self.steady.lock() += by;
+    }
+
+    /// Somebody sets the wall clock.
+    pub fn set_wall(&self, by: SignedDuration) {
+        *self.shift.lock() += by;
     }
 }
 
@@ -32,6 +39,14 @@ impl Default for HeldClock {
 
 impl Clock for HeldClock {
     fn now(&self) -> Timestamp {
-        *self.0.lock()
+        self.shown(self.steady())
+    }
+
+    fn steady(&self) -> Timestamp {
+        *self.steady.lock()
+    }
+
+    fn shift(&self) -> SignedDuration {
+        *self.shift.lock()
     }
 }
