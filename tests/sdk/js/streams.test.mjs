@@ -84,6 +84,13 @@ test('a signal ends a process', { timeout: 60 * SECONDS }, async () => {
   assert.match(end.status, /killed/)
 })
 
+test('a signal passes input that the process does not take', { timeout: 60 * SECONDS }, async () => {
+  const [socket] = await start({ cmd: 'sleep', args: ['60'], stdin: true })
+  for (let round = 0; round < 3; round++) socket.say({ type: 'input', data: base64('x'.repeat(80_000)) })
+  socket.say({ type: 'signal', signal: 'SIGKILL' })
+  assert.match((await socket.until('exit')).status, /killed/)
+})
+
 test('a bad message is answered and changes nothing', { timeout: 60 * SECONDS }, async () => {
   const [socket] = await start({ cmd: 'cat', stdin: true })
   for (const bad of [{ type: 'dance' }, { type: 'signal', signal: 'SIGHUP' }, { type: 'input', data: '%' }]) {
@@ -117,7 +124,7 @@ test('a process outlives its connection, which is resumed by number over either 
   const body = await events.text()
   assert.deepEqual(
     [...body.matchAll(/^data: ?(.*)$/gm)].map(([, data]) => JSON.parse(data).type),
-    ['attached', 'stdout', 'stdout', 'exit'],
+    ['attached', 'stdout', 'stdout', 'exit', 'closed'],
   )
   assert.ok(body.includes(`id: ${attached.stream}:${two.seq}`), body)
 })
@@ -160,7 +167,7 @@ test('a watched directory tells its changes, and its end with the sandbox', { ti
     assert.deepEqual([change.event, change.name], ['create', 'seen'])
     await kill(other)
     await files.until('error')
-    await files.until('close')
+    assert.deepEqual(await files.until('close'), { type: 'close', code: 4000, reason: 'the sandbox has ended' })
   } finally {
     await kill(other)
   }
