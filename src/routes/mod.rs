@@ -13,6 +13,7 @@ mod openapi;
 mod page;
 pub mod reply;
 mod sandboxes;
+mod snapshots;
 mod state;
 mod streams;
 mod templates;
@@ -61,6 +62,10 @@ fn documented() -> OpenApiRouter<AppState> {
         .routes(routes!(sandboxes::connect::connect_v2))
         .routes(routes!(sandboxes::pause::pause))
         .routes(routes!(sandboxes::resume::resume))
+        .routes(routes!(sandboxes::snapshot::snapshot))
+        .routes(routes!(sandboxes::fork::fork))
+        .routes(routes!(snapshots::list))
+        .routes(routes!(templates::delete::delete))
         .routes(routes!(sandboxes::timeout::timeout))
         .routes(routes!(sandboxes::refresh::refresh))
         .routes(routes!(sandboxes::egress::set))

@@ -113,6 +113,11 @@ impl ApiError {
         self.status
     }
 
+    /// The text for people.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
     /// The JSON body.
     pub fn body(&self) -> String {
         let body = ErrorBody {

@@ -4,6 +4,7 @@
 pub(crate) mod connect;
 pub(crate) mod create;
 pub(crate) mod egress;
+pub(crate) mod fork;
 pub(crate) mod get;
 mod idempotency;
 pub(crate) mod kill;
@@ -15,6 +16,7 @@ pub(crate) mod pause;
 pub(crate) mod refresh;
 pub(super) mod request;
 pub(crate) mod resume;
+pub(crate) mod snapshot;
 pub(crate) mod timeout;
 
 use std::collections::BTreeMap;

@@ -2,6 +2,7 @@
 
 pub(crate) mod alias;
 pub(crate) mod change;
+pub(crate) mod delete;
 pub(crate) mod details;
 pub(crate) mod list;
 pub(crate) mod reference;

@@ -17,9 +17,6 @@ const DELETE: &Method = &Method::DELETE;
 
 /// The feature, and where it would be.
 const ROUTES: &[(&str, &[&Method], &str)] = &[
-    ("fork", &[POST], "/sandboxes/{id}/fork"),
-    ("snapshots", &[POST], "/sandboxes/{id}/snapshots"),
-    ("snapshots", &[GET], "/snapshots"),
     ("template builds", &[POST], "/v3/templates"),
     ("template builds", &[POST], "/v2/templates"),
     ("template builds", &[POST], "/templates"),
@@ -30,7 +27,6 @@ const ROUTES: &[(&str, &[&Method], &str)] = &[
     ("template builds", &[GET], "/templates/{templateID}/builds/{build}/logs"),
     ("template file uploads", &[GET], "/templates/{templateID}/files/{hash}"),
     ("template changes", &[PATCH], "/templates/{templateID}"),
-    ("template deletion", &[DELETE], "/templates/{templateID}"),
     ("template tags", &[GET], "/templates/{templateID}/tags/{what}"),
     ("template tags", &[GET], "/templates/{templateID}/tags/{tag}/assignments"),
     ("default templates", &[GET], "/default-templates"),

@@ -23,6 +23,7 @@ mod inbox;
 mod live;
 mod pause;
 mod rest;
+mod seal;
 
 use std::{
     pin::pin,

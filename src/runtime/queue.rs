@@ -37,7 +37,6 @@ pub(super) enum Stage {
     /// It is being resumed.
     Resuming,
     /// An image is being made of it; it stands still meanwhile.
-    #[cfg_attr(not(test), expect(dead_code, reason = "what makes images of sandboxes comes next"))]
     Snapshotting,
     /// Teardown has begun.
     Killing,

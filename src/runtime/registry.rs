@@ -11,6 +11,7 @@
 //! - [`Registry::recover`] runs once, before any other call: it adopts, undoes, finishes, sweeps.
 
 mod handles;
+mod images;
 mod recover;
 mod wake;
 mod words;
@@ -33,8 +34,9 @@ use tokio_util::{
 };
 
 use self::handles::Handle;
-pub(super) use self::handles::Handles;
+pub(super) use self::{handles::Handles, images::Held};
 pub use self::{
+    images::Sealed,
     recover::Recovered,
     wake::{Knock, WAKE_BOUND},
     words::{Census, Connected, LifeError, NotRunning, Sandbox, Target},
@@ -115,10 +117,14 @@ impl Registry {
             limits,
             boots: Semaphore::new(limits.concurrent_boots.max(1)),
             reaper,
+            held: Arc::default(),
             closing: CancellationToken::new(),
             fault: std::sync::OnceLock::new(),
             traces: Traces::default(),
         });
+        let collecting = images::collect(Arc::downgrade(&world));
+        let stopped = stop_reaper.clone();
+        tokio::spawn(async move { stopped.run_until_cancelled(collecting).await });
         let inner = Inner {
             world,
             handles,

@@ -12,7 +12,12 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    engine::Engine, queue::Policy, reaper::Reaper, registry::LifeError, token::TokenKey, traces::Traces,
+    engine::Engine,
+    queue::Policy,
+    reaper::Reaper,
+    registry::{Held, LifeError},
+    token::TokenKey,
+    traces::Traces,
 };
 use crate::{
     clock::Clock,
@@ -46,6 +51,10 @@ pub enum Phase {
     PauseRecorded,
     /// The machine is frozen, or ended with its disk kept; nobody knows yet.
     Stopped,
+    /// The machine is frozen so that an image can be made of it.
+    SealFrozen,
+    /// The image exists; the machine is frozen still, and nobody knows of it.
+    Sealed,
     /// A frozen machine runs again; it is recorded as paused.
     Thawed,
 }
@@ -67,6 +76,7 @@ pub(super) struct World {
     pub(super) limits: Limits,
     pub(super) boots: Semaphore,
     pub(super) reaper: Arc<Reaper>,
+    pub(super) held: Arc<Held>,
     /// The registry takes no new work; drivers let go of their sandboxes.
     pub(super) closing: CancellationToken,
     pub(super) fault: OnceLock<Arc<dyn BootFault>>,

@@ -150,9 +150,6 @@ async fn known_features_that_are_not_built_are_named() {
     let plane = Plane::new().await;
     for (method, path, feature) in [
         ("POST", "/v3/templates", "template builds"),
-        ("GET", "/snapshots", "snapshots"),
-        ("POST", "/sandboxes/x/fork", "fork"),
-        ("DELETE", "/templates/team%2Fx%3Adefault", "template deletion"),
         ("GET", "/templates/team%2Fnm/tags/count", "template tags"),
         ("GET", "/volumes", "volumes"),
         ("POST", "/secrets/sec_x", "secrets"),

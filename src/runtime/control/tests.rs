@@ -87,6 +87,7 @@ fn stage() -> (Arc<Scripted>, mpsc::UnboundedReceiver<DuplexStream>, Identity, A
         limits: Limits::default(),
         boots: tokio::sync::Semaphore::new(1),
         reaper: Arc::new(Reaper::default()),
+        held: Arc::default(),
         closing: tokio_util::sync::CancellationToken::new(),
         fault: std::sync::OnceLock::new(),
         traces: crate::runtime::traces::Traces::default(),

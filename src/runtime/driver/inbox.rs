@@ -30,7 +30,6 @@ pub(in crate::runtime) enum Command {
     /// Pause it.
     Pause { manner: Manner, reply: PauseReply },
     /// Make this image of it.
-    #[expect(dead_code, reason = "what makes images of sandboxes comes next")]
     Seal { build: BuildId, reply: oneshot::Sender<Result<SandboxRecord, LifeError>> },
     /// Replace its way out.
     SetEgress { egress: Egress, reply: oneshot::Sender<Result<(), LifeError>> },

@@ -57,6 +57,12 @@ impl Driver {
                         next => return next,
                     }
                 }
+                (Ok(Verdict::Snapshot), Command::Seal { build, reply }) => {
+                    match self.seal(active, build, reply).await {
+                        Next::Live(back) => active = back,
+                        next => return next,
+                    }
+                }
                 (Ok(Verdict::Deadline(end_at)), Command::Ask { reply, .. }) => {
                     let moved = SandboxRecord { end_at, ..active.record.clone() };
                     let stored = self.replace(&mut active, moved).await;

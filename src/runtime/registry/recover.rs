@@ -123,6 +123,7 @@ impl Registry {
             ready.spawn(self.take_up(record, machine));
         }
         while ready.join_next().await.is_some() {}
+        self.collect_images();
         Ok(recovered)
     }
 
@@ -211,6 +212,10 @@ impl Registry {
         let world = Arc::clone(&self.inner.world);
         let (ready, is_ready) = oneshot::channel();
         self.inner.tasks.spawn(async move {
+            // One that was being copied when its gateway died stands still.
+            if let Err(error) = machine.thaw().await {
+                tracing::warn!(sandbox.id = %record.id, %error, "an adopted machine was not thawed");
+            }
             let logs = Arc::new(LogRing::default());
             let identity = || Identity::new(Arc::clone(&world), &record);
             let attaching = Control::attach(machine.link(), identity(), Arc::clone(&logs));

@@ -19,6 +19,7 @@ use crate::{
 mod crash;
 mod life;
 mod rest;
+mod seal;
 
 const LONG: Duration = Duration::from_secs(20);
 

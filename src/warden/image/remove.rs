@@ -77,26 +77,42 @@ fn empty(
     device: u64,
     hoisted: &mut u64,
 ) -> Result<(), Errno> {
-    for name in tree::names(dir)? {
+    let names = match tree::names(dir) {
+        Err(Errno::NOENT) => return Ok(()),
+        names => names?,
+    };
+    for name in names {
         match fs::unlinkat(dir, &*name, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => continue,
             Err(Errno::ISDIR) => {}
             Err(error) => return Err(error),
         }
+        // Another worker may remove the same tree: what it took first is gone as well.
         if depth == DEEPEST {
             *hoisted += 1;
-            fs::renameat(dir, &*name, top, format!(".deep-{hoisted}"))?;
+            gone(fs::renameat(dir, &*name, top, format!(".deep-{hoisted}")))?;
             continue;
         }
-        let below = open(dir, &name)?;
+        let below = match open(dir, &name) {
+            Err(Errno::NOENT) => continue,
+            opened => opened?,
+        };
         if fs::fstat(&below)?.st_dev != device {
             return Err(Errno::XDEV);
         }
         empty(top, below.as_fd(), depth + 1, device, hoisted)?;
         drop(below);
-        fs::unlinkat(dir, &*name, AtFlags::REMOVEDIR)?;
+        gone(fs::unlinkat(dir, &*name, AtFlags::REMOVEDIR))?;
     }
     Ok(())
+}
+
+/// What is not there is removed already.
+fn gone(removed: Result<(), Errno>) -> Result<(), Errno> {
+    match removed {
+        Err(Errno::NOENT) => Ok(()),
+        removed => removed,
+    }
 }
 
 fn open(parent: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd, Errno> {

@@ -1,0 +1,149 @@
+//! Images of running sandboxes: made, held, owned, collected, and cut short.
+
+use async_trait::async_trait;
+
+use super::*;
+use crate::store::{Build, Template};
+
+/// Never goes on at one phase.
+struct Hang(Phase);
+
+#[async_trait]
+impl BootFault for Hang {
+    async fn reached(&self, _sandbox: SandboxId, phase: Phase) -> Result<(), LifeError> {
+        if phase == self.0 {
+            std::future::pending::<()>().await;
+        }
+        Ok(())
+    }
+}
+
+impl Stage {
+    async fn images(&self) -> Vec<BuildId> {
+        self.engine.images().await.unwrap().into_iter().map(|image| image.build).collect()
+    }
+
+    async fn collected(&self, left: &[BuildId]) {
+        timeout(LONG, async {
+            while self.images().await != left {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await
+        .expect("what nobody owns is removed");
+    }
+
+    /// Makes a build the property of a template.
+    async fn own(&self, build: BuildId, sandbox: SandboxId) -> TemplateId {
+        let (id, now) = (TemplateId::generate(&OsEntropy), self.clock.now());
+        let template = Template {
+            id: id.clone(),
+            team: Some(self.team),
+            public: false,
+            aliases: vec![],
+            created_at: now,
+            updated_at: now,
+            last_spawned_at: None,
+            spawn_count: 0,
+            build: None,
+        };
+        let resources = Resources { cpu_count: 2, memory_mb: 512, disk_mb: 1024 };
+        let build = Build { id: build, template: id.clone(), resources, fingerprint: None, created_at: now };
+        self.store.add_snapshot(template, build, "default", sandbox).await.unwrap();
+        id
+    }
+}
+
+#[tokio::test]
+async fn a_sandbox_goes_on_after_an_image_was_made_of_it() {
+    let stage = Stage::new();
+    stage.engine.listen(8000, Service::Echo);
+    let registry = stage.registry();
+    let id = registry.create(stage.spec()).await.unwrap().record.id;
+    let before = registry.target(&id).unwrap();
+    let sealed = registry.seal(stage.team, id).await.unwrap();
+    assert_eq!(stage.images().await, [sealed.build]);
+    assert!(!stage.engine.frozen(id) && !before.ended.is_cancelled(), "no stream was cut");
+    assert_eq!(echo(&before, 8000).await, b"hello");
+    // Nobody owns it yet, but somebody holds it.
+    registry.collect_images();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(stage.images().await, [sealed.build]);
+    let template = stage.own(sealed.build, id).await;
+    let (build, of) = (sealed.build, sealed.record.spec.build);
+    assert_ne!(build, of);
+    drop(sealed);
+    registry.collect_images();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(stage.images().await, [build]);
+    // A sandbox on it, and an image on top of that.
+    let child = registry.create(SandboxSpec { build, ..stage.spec() }).await.unwrap().record.id;
+    let grandchild = registry.seal(stage.team, child).await.unwrap();
+    stage.store.remove_template(&template, None).await.unwrap();
+    registry.kill(stage.team, child).await.unwrap();
+    registry.collect_images();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert!(stage.images().await.contains(&build), "what lies on it is held");
+    drop(grandchild);
+    stage.collected(&[]).await;
+}
+
+#[tokio::test]
+async fn an_image_that_fails_leaves_a_running_sandbox_and_nothing_else() {
+    let stage = Stage::new();
+    let registry = stage.registry();
+    let id = registry.create(stage.spec()).await.unwrap().record.id;
+    stage.engine.faults(|faults| faults.seal_failures = 1);
+    assert!(registry.seal(stage.team, id).await.is_err());
+    assert!(registry.target(&id).is_ok() && !stage.engine.frozen(id));
+    assert_eq!(stage.images().await, []);
+    registry.pause(stage.team, id, true, false).await.unwrap();
+    assert!(matches!(registry.seal(stage.team, id).await, Err(LifeError::NotFound(_))));
+}
+
+#[tokio::test]
+async fn one_image_at_a_time_and_what_comes_meanwhile_waits_or_is_refused() {
+    let stage = Stage::new();
+    let registry = stage.registry();
+    let id = registry.create(stage.spec()).await.unwrap().record.id;
+    stage.engine.faults(|faults| faults.seal_delay = Duration::from_millis(300));
+    let sealing = tokio::spawn({
+        let (registry, team) = (registry.clone(), stage.team);
+        async move { registry.seal(team, id).await }
+    });
+    eventually(|| stage.engine.frozen(id)).await;
+    assert!(matches!(registry.seal(stage.team, id).await, Err(LifeError::Transitioning(_))));
+    assert!(matches!(registry.pause(stage.team, id, true, false).await, Err(LifeError::Transitioning(_))));
+    assert_eq!(registry.get(stage.team, id).await.unwrap().record.state, SandboxState::Running);
+    let (_, how) = registry.connect(stage.team, id, LONG).await.unwrap();
+    assert_eq!(how, Connected::Running);
+    assert!(sealing.await.unwrap().is_ok());
+
+    let sealing = tokio::spawn({
+        let (registry, team) = (registry.clone(), stage.team);
+        async move { registry.seal(team, id).await }
+    });
+    eventually(|| stage.engine.frozen(id)).await;
+    registry.kill(stage.team, id).await.unwrap();
+    assert!(matches!(sealing.await.unwrap(), Err(LifeError::NotFound(_))));
+    stage.assert_empty(&registry).await;
+    stage.collected(&[]).await;
+}
+
+#[tokio::test]
+async fn a_gateway_that_dies_while_it_makes_an_image_leaves_a_running_sandbox() {
+    for phase in [Phase::SealFrozen, Phase::Sealed] {
+        let stage = Stage::new();
+        stage.engine.listen(8000, Service::Echo);
+        let first = stage.registry();
+        let id = first.create(stage.spec()).await.unwrap().record.id;
+        first.inject(Arc::new(Hang(phase)));
+        timeout(Duration::from_millis(100), first.seal(stage.team, id)).await.unwrap_err();
+        assert!(stage.engine.frozen(id), "{phase:?}");
+        drop(first);
+        let next = stage.registry();
+        assert_eq!(next.recover().await.unwrap().adopted, [id]);
+        assert_eq!(echo(&next.target(&id).unwrap(), 8000).await, b"hello");
+        stage.collected(&[]).await;
+    }
+}
