@@ -66,11 +66,11 @@ impl Registry {
         let build = BuildId::generate(&*self.inner.world.entropy);
         let held = Arc::clone(&self.inner.world.held);
         held.builds.lock().insert(build);
-        let hold = Hold { held, build };
+        let guard = Hold { held, build };
         let (reply, answer) = oneshot::channel();
         self.tell(&handle, id, Command::Seal { build, reply }).await?;
         let record = answer.await.map_err(|_| self.missing(id))??;
-        Ok(Sealed { record, build, _hold: hold })
+        Ok(Sealed { record, build, _hold: guard })
     }
 
     /// Whether a sandbox of the team is paused, or on the way there or back.
