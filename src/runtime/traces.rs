@@ -220,6 +220,8 @@ impl Traces {
             Phase::PauseRecorded => Happening::PauseRecorded,
             Phase::Stopped => Happening::PauseDone,
             Phase::Thawed => Happening::SnapshotRestoreDone,
+            // A running sandbox stands still for a while: no part of a start or a pause.
+            Phase::SealFrozen | Phase::Sealed => return,
         };
         self.event(sandbox, name);
     }
