@@ -55,6 +55,8 @@ pub(super) struct Session<'a> {
     id: String,
     socket: Socket,
     pid: u32,
+    /// From the beginning: none is missed between the terminal's new mode and [`Session::run`].
+    signals: Signals,
 }
 
 /// Where input comes from.
@@ -89,7 +91,9 @@ impl<'a> Session<'a> {
     async fn attached(client: &'a Client, id: String, mut socket: Socket) -> anyhow::Result<Self> {
         loop {
             match hear(&mut socket).await? {
-                Said::Attached { pid } => return Ok(Self { client, id, socket, pid }),
+                Said::Attached { pid } => {
+                    return Ok(Self { client, id, socket, pid, signals: Signals::new()? });
+                }
                 Said::Error { message, .. } => bail!("{}", printable(&message)),
                 _ => {}
             }
@@ -98,10 +102,9 @@ impl<'a> Session<'a> {
 
     /// Passes on both ways until the process ends; gives its exit code as a shell would.
     pub(super) async fn run(self, input: Input) -> anyhow::Result<u8> {
-        let Self { client, id, socket, pid } = self;
+        let Self { client, id, socket, pid, mut signals } = self;
         let path = format!("/sandboxes/{id}/processes?pid={pid}");
         let control = Control { client, path, hung_up: Cell::new(None) };
-        let mut signals = Signals::new()?;
         let (sink, stream) = socket.split();
         let (output, mut written) = Output::start();
         let deaf = CancellationToken::new();
