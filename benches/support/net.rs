@@ -38,8 +38,8 @@ impl Namespace {
             setns(&namespace, CloneFlags::CLONE_NEWNET)?;
             make()
         };
-        let made = thread::scope(|scope| scope.spawn(enter).join());
-        Ok(made.map_err(|_| anyhow::anyhow!("a thread in a sandbox's net namespace panicked"))??)
+        let joined = thread::scope(|scope| scope.spawn(enter).join());
+        Ok(joined.map_err(|_| anyhow::anyhow!("a thread in a sandbox's net namespace panicked"))??)
     }
 
     pub(crate) fn connect(&self, port: u16) -> anyhow::Result<TcpStream> {
