@@ -61,6 +61,8 @@ pub struct Faults {
     pub stop_delay: Duration,
     /// So many stops fail before one works.
     pub stop_failures: u32,
+    /// How long it takes to throw away what is left of a sandbox.
+    pub discard_delay: Duration,
     /// So many freezes fail before one works.
     pub freeze_failures: u32,
     /// So many adoptions fail before one works.
@@ -243,6 +245,7 @@ impl Engine for FakeEngine {
     }
 
     async fn discard(&self, sandbox: SandboxId) -> Result<(), EngineError> {
+        tokio::time::sleep(self.host.faults().discard_delay).await;
         self.host.kept.lock().remove(&sandbox);
         Ok(())
     }

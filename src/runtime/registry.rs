@@ -425,12 +425,13 @@ impl Registry {
         match view {
             View::Running(_) | View::Creating | View::Resting(_) => {}
             // A driver in its teardown takes no commands: the policy answers for it.
-            View::Killing { .. } => {
+            View::Killing { stopped: false } => {
                 let world = &self.inner.world;
                 let decided = world.policy().decide(queue::Stage::Killing, command.request(), world.now());
                 return Err(decided.err().unwrap_or(Refusal::NotFound).error(id));
             }
-            View::Gone | View::LetGo => return Err(self.missing(id)),
+            // Its kill was answered, whatever is still tidied up.
+            View::Killing { stopped: true } | View::Gone | View::LetGo => return Err(self.missing(id)),
         }
         // A driver that has gone takes nothing.
         handle.commands.send(command).await.map_err(|_| self.missing(id))

@@ -117,6 +117,7 @@ async fn a_kill_vanishes_at_once_and_answers_when_nothing_runs() {
     stage.engine.faults(|faults| {
         faults.stop_delay = Duration::from_millis(300);
         faults.stop_failures = 2;
+        faults.discard_delay = Duration::from_millis(300);
     });
     let killing = tokio::spawn({
         let (registry, team) = (registry.clone(), stage.team);
@@ -130,6 +131,9 @@ async fn a_kill_vanishes_at_once_and_answers_when_nothing_runs() {
     assert!(matches!(registry.extend(stage.team, id, LONG).await, Err(LifeError::NotFound(_))));
     registry.kill(stage.team, id).await.unwrap();
     assert_eq!(stage.engine.live(), []);
+    // Answered is answered, though its disk is still there.
+    assert_eq!(registry.len(), 1);
+    assert!(matches!(registry.connect(stage.team, id, LONG).await, Err(LifeError::NotFound(_))));
     killing.await.unwrap().unwrap();
     stage.assert_empty(&registry).await;
 }

@@ -6,6 +6,7 @@ import './commands.mjs'
 import './pty.mjs'
 import './files.mjs'
 import './git.mjs'
+import './sandbox.mjs'
 
 test(`every public method of e2b ${version} was called`, () => assert.deepEqual(unseen(), []))
 
