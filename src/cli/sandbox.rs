@@ -13,6 +13,7 @@ mod output;
 mod pause;
 mod server;
 mod session;
+mod snapshot;
 mod terminal;
 
 use std::{
@@ -73,6 +74,8 @@ enum SandboxCommand {
     Pause(pause::PauseArgs),
     /// Wake paused sandboxes
     Resume(pause::ResumeArgs),
+    /// Make a template of a running sandbox and print its id, which `create` takes
+    Snapshot(snapshot::SnapshotArgs),
     /// End sandboxes, running or paused; nothing of them stays
     Kill(kill::KillArgs),
 }
@@ -117,6 +120,7 @@ impl SandboxCommand {
             Self::Logs(args) => logs::run(args, client).await,
             Self::Pause(args) => pause::pause(args, client).await,
             Self::Resume(args) => pause::resume(args, client).await,
+            Self::Snapshot(args) => snapshot::run(args, client).await,
             Self::Kill(args) => kill::run(args, client).await,
         }
     }

@@ -144,3 +144,20 @@ def test_pause_and_resume(firkin):
         assert firkin("exec", made[0], "--", "pgrep", "-x", "sleep").returncode == 0, "processes go on"
     finally:
         firkin("kill", "--all", "--metadata", label)
+
+
+def test_snapshot(cli, shared):
+    name = f"cli-{uuid.uuid4().hex[:12]}"
+    mark = str(uuid.uuid4())
+    shared.files.write("/home/user/mark", mark)
+    made = cli("snapshot", shared.sandbox_id, "--name", f"{name}:first")
+    assert made.returncode == 0 and made.stdout.strip().endswith(f"/{name}:first"), made
+    snapshot = made.stdout.strip()
+    try:
+        copy = cli("create", snapshot).stdout.strip()
+        assert cli("exec", copy, "--", "cat", "/home/user/mark").stdout == mark
+        assert cli("kill", copy).returncode == 0
+    finally:
+        Sandbox.delete_snapshot(snapshot)
+    assert cli("create", snapshot).returncode == 1
+    assert "doesn't exist" in cli("snapshot", "i00000000000000000000").stderr
