@@ -46,7 +46,7 @@ pub enum NotRunning {
     NotFound,
     /// On its way from one state to another.
     Transitioning,
-    /// Paused, or on the way there or back: [`Registry::wake`] knows more.
+    /// Paused, or on the way there or back: [`Registry::wake`](super::Registry::wake) knows more.
     Resting,
     /// Paused, and to be woken only with other credentials.
     Denied,
