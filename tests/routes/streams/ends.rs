@@ -203,3 +203,23 @@ async fn a_crowded_sandbox_ends_what_nobody_follows_and_refuses_else() {
     assert_eq!(answer.error(429), "too many open streams of this sandbox");
     rig.settled(2, 2).await;
 }
+
+#[tokio::test]
+async fn neither_a_client_nor_an_envd_that_says_nothing_holds_a_place_for_long() {
+    let rig = Rig::with(|bounds| bounds.first_word = SHORT).await;
+    let mut quiet = rig.keyed(&rig.path("processes")).await;
+    assert_eq!(quiet.closed().await, (1008, "deadline_exceeded: there was no first message".to_owned()));
+    drop(quiet);
+    let hang: firkin::runtime::fake::Handler = std::sync::Arc::new(|link| {
+        Box::pin(async move {
+            let _link = link;
+            std::future::pending::<()>().await;
+        })
+    });
+    rig.plane.engine.listen(firkin::sandbox::ENVD_PORT, firkin::runtime::fake::Service::Custom(hang));
+    let mut waiting = rig.keyed(&rig.path("terminal")).await;
+    let reason = "deadline_exceeded: the sandbox's services did not answer in time";
+    assert_eq!(waiting.closed().await, (1008, reason.to_owned()));
+    drop(waiting);
+    rig.settled(0, 0).await;
+}
