@@ -44,10 +44,9 @@ async fn call(plane: &Plane, template: &str, endpoint: &str) -> Answer {
         return plane.call("DELETE", &format!("/templates/{snapshot}"), None).await;
     }
     let body: Option<Value> = match endpoint {
-        "POST /sandboxes/{id}/snapshots" => Some(json!({})),
+        "POST /sandboxes/{id}/snapshots" | "PUT /sandboxes/{id}/network" => Some(json!({})),
         "POST /sandboxes" | "POST /v2/sandboxes" => Some(json!({"templateID": "base"})),
         "POST /sandboxes/{id}/connect" | "POST /sandboxes/{id}/timeout" => Some(json!({"timeout": 60})),
-        "PUT /sandboxes/{id}/network" => Some(json!({})),
         "POST /templates/tags" => Some(json!({"target": "tool", "tags": ["v1"]})),
         "DELETE /templates/tags" => Some(json!({"name": "tool", "tags": ["v1"]})),
         _ => None,
