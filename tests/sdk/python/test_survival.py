@@ -1,6 +1,7 @@
 """A server that dies, starts again, and goes: nothing is lost, nothing is left."""
 
 import concurrent.futures
+import json
 import os
 import subprocess
 import time
@@ -69,6 +70,28 @@ def test_a_deadline_that_passed_while_the_server_was_down_is_honoured(own_server
     time.sleep(2.5)
     own_server.start()
     assert wait_for(lambda: not short.is_running(), 5)
+    assert long.is_running()
+
+
+def test_a_clock_that_was_set_moves_no_deadline_over_a_restart(own_server):
+    own_server.start()
+    own_server.kill()
+    # As if the wall clock had been set an hour ahead since the boot: the host's own is not touched.
+    file = own_server.home / "data/gateway/clock.json"
+    kept = json.loads(file.read_text())
+    file.write_text(json.dumps(kept | {"anchor_us": kept["anchor_us"] - 3_600_000_000}))
+    own_server.start()
+    options = own_server.options()
+    short, long = Sandbox.create(timeout=8, **options), Sandbox.create(timeout=300, **options)
+    made = time.monotonic()
+    shown = long.get_info().end_at
+    assert abs(shown.timestamp() - time.time() - 300) < 10, "by the clock as it is now"
+    own_server.kill()
+    own_server.start()
+    assert long.is_running()
+    assert abs((long.get_info().end_at - shown).total_seconds()) < 3
+    assert wait_for(lambda: not short.is_running(), 12)
+    assert time.monotonic() - made > 7
     assert long.is_running()
 
 
