@@ -15,7 +15,7 @@ use super::{
 use crate::support::host::Host;
 
 /// Files that keep a seal busy for a while.
-const MANY: usize = 10_000;
+const MANY: usize = 4_000;
 
 /// A seal under way.
 struct Busy {
