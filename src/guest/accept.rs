@@ -10,20 +10,24 @@ use std::{
     sync::Arc,
 };
 
-use axum::Router;
+use axum::{Router, response::Response};
+use http::Request;
+use hyper::body::Incoming;
 use hyper_util::{rt::TokioIo, service::TowerToHyperService};
 use nix::sys::socket::{MsgFlags, recv};
+use rustix::net::sockopt::set_socket_send_buffer_size;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _, Interest, copy_bidirectional_with_sizes},
     net::{TcpStream, UnixListener, UnixStream},
     sync::Semaphore,
     time::timeout,
 };
+use tower::ServiceExt;
 
 use crate::{
-    guest::{control::Attachment, state::Guest},
+    guest::{control::Attachment, joined::Joined, state::Guest},
     sandbox::ENVD_PORT,
-    wire::link::{Answer, GENERATION, HANDSHAKE_TIMEOUT, Hello, MAX_LINE},
+    wire::link::{Answer, GENERATION, HANDSHAKE_TIMEOUT, Hello, MAX_LINE, SEND_BUFFER},
 };
 
 /// Streams at a time.
@@ -93,6 +97,10 @@ async fn serve(mut stream: UnixStream, guest: Guest, envd: Router, attachment: A
 
 /// HTTP/1.1 with keep-alive and without a clock: the gateway decides how long a stream idles.
 async fn serve_envd(stream: UnixStream, envd: Router) {
+    // As much as the kernel allows; less is slower and no failure.
+    let _ = set_socket_send_buffer_size(&stream, SEND_BUFFER);
+    let envd =
+        ServiceExt::<Request<Incoming>>::map_response(envd, |response: Response| response.map(Joined::new));
     let connection = hyper::server::conn::http1::Builder::new()
         .header_read_timeout(None)
         .serve_connection(TokioIo::new(stream), TowerToHyperService::new(envd));

@@ -29,7 +29,7 @@ use crate::{
         accept,
         process::Processes,
         reap::Reaper,
-        serve,
+        serve, shed,
         spawner::{Spawner, Zygote},
         state::{Guest, Machine},
         users::Users,
@@ -92,6 +92,7 @@ pub fn run(arguments: impl IntoIterator<Item = String>) -> Result<(), BootError>
     let start = Start::from_arguments(arguments)?;
     let reaper = Reaper::default();
     let zygote = Zygote::fork(&start.groups).map_err(|error| BootError::Kernel("fork the spawner", error))?;
+    shed::keep();
     raise_open_files().map_err(|error| BootError::Kernel("raise the limit of files", error))?;
     runtime::Builder::new_current_thread()
         .enable_all()

@@ -9,6 +9,7 @@ pub(crate) mod failure;
 pub(crate) mod filesystem;
 #[cfg(feature = "fuzzing")]
 pub(crate) mod fuzzing;
+mod joined;
 pub(crate) mod list;
 mod logs;
 mod meminfo;

@@ -31,6 +31,7 @@ use crate::{
 mod deadline;
 mod kind;
 mod stream;
+mod told;
 
 pub(crate) use deadline::{StreamDeadline, expired, moderate};
 pub(crate) use kind::of_its_kind;
@@ -108,9 +109,7 @@ impl proto::Process for ProcessService {
             .map_err(|error| start_failed(&error))?;
         let (process, messages) = started;
         let events = stream::events(process.pid, messages, deadline, stream::keepalive(ctx.headers()));
-        Response::stream_ok(events.map(|event| {
-            event.map(|event| StartResponse { event: event.into(), ..StartResponse::default() })
-        }))
+        Response::stream_ok(events)
     }
 
     async fn connect(
@@ -124,9 +123,7 @@ impl proto::Process for ProcessService {
         let deadline = StreamDeadline::of(&ctx);
         let events =
             stream::events(process.pid, process.subscribe(), deadline, stream::keepalive(ctx.headers()));
-        Response::stream_ok(events.map(|event| {
-            event.map(|event| ConnectResponse { event: event.into(), ..ConnectResponse::default() })
-        }))
+        Response::stream_ok(events)
     }
 
     async fn update<'a>(

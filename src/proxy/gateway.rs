@@ -45,6 +45,9 @@ use crate::{hold::Hold, id::SandboxId, runtime::registry::Registry};
 
 /// The bytes of all headers of one request.
 const MAX_HEADER_BYTES: usize = 64 * 1024;
+/// One read of an HTTP/1 connection: long enough that a large body takes few turns. A head that does
+/// not fit is refused by the library, a shorter one that is too long by us.
+const READ_BYTES: usize = 256 * 1024;
 /// The fields of one request.
 const MAX_HEADERS: usize = 128;
 /// The largest HTTP/2 frame from a client. Older SDKs copy what is left of a body once a frame, so
@@ -159,6 +162,12 @@ impl Gateway {
             return rescue::plain(StatusCode::METHOD_NOT_ALLOWED, "CONNECT is not supported");
         }
         let (parts, body) = request.into_parts();
+        if header_bytes(&parts) > MAX_HEADER_BYTES {
+            return rescue::plain(
+                StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+                "the request's headers are too large",
+            );
+        }
         let destination = self.inner.hosts.destination(&parts);
         let request = Request::from_parts(parts, Body::new(body));
         let answered = match destination {
@@ -173,6 +182,13 @@ impl Gateway {
             Err(never) => match never {},
         }
     }
+}
+
+/// About the bytes of a head in HTTP/1.
+fn header_bytes(parts: &http::request::Parts) -> usize {
+    let target = parts.uri.path_and_query().map_or(0, |target| target.as_str().len());
+    let fields = parts.headers.iter().map(|(name, value)| name.as_str().len() + ": \r\n".len() + value.len());
+    target + fields.sum::<usize>()
 }
 
 /// Serves connections until `shutdown` fires and the last request has ended, at most
@@ -296,7 +312,7 @@ fn server(settings: &Settings) -> auto::Builder<TokioExecutor> {
         .timer(TokioTimer::new())
         .header_read_timeout(None)
         .max_headers(MAX_HEADERS)
-        .max_buf_size(MAX_HEADER_BYTES);
+        .max_buf_size(READ_BYTES);
     server
         .http2()
         .timer(TokioTimer::new())

@@ -18,6 +18,8 @@ pub const MAX_LINE: usize = 128;
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// The newest protocol generation that this build speaks. Appended to only.
 pub const GENERATION: u32 = 1;
+/// Bytes that either end lets the kernel hold for its reader: fewer, longer turns of both.
+pub const SEND_BUFFER: usize = 512 << 10;
 
 /// What a stream is opened for.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -12,7 +12,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use nix::unistd::read;
+use rustix::buffer::spare_capacity;
 use tokio::{
     io::unix::AsyncFd,
     sync::{mpsc, watch},
@@ -162,13 +162,13 @@ async fn next<F: AsRawFd + AsFd>(fd: &AsyncFd<F>, chunk: usize) -> Option<Bytes>
     }
 }
 
-/// Reads into the stack first: a waiting process needs no buffer.
+/// Allocates once there is something to read: a waiting process needs no buffer.
 fn read_chunk(fd: &impl AsFd, chunk: usize) -> io::Result<Bytes> {
-    #[expect(
-        clippy::large_stack_arrays,
-        reason = "lives for one system call, instead of one per waiting process"
-    )]
-    let mut buffer = [0; PIPE_CHUNK];
-    let length = read(fd, &mut buffer[..chunk])?;
-    Ok(Bytes::copy_from_slice(&buffer[..length]))
+    let mut buffer = Vec::with_capacity(chunk);
+    let length = rustix::io::read(fd, spare_capacity(&mut buffer))?;
+    if length < chunk / 2 {
+        // What waits for a slow subscriber takes no more than it must.
+        return Ok(Bytes::copy_from_slice(&buffer));
+    }
+    Ok(buffer.into())
 }

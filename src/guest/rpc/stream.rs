@@ -10,16 +10,13 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use super::deadline::expired;
+use super::{deadline::expired, told::Told};
 use crate::{
-    guest::{
-        awake,
-        process::{Message, Source},
-    },
+    guest::{awake, process::Message},
     wire::rpc::process::{
-        __buffa::oneof::process_event::{Event, data_event::Output},
+        __buffa::oneof::process_event::Event,
         ProcessEvent,
-        process_event::{DataEvent, KeepAlive, StartEvent},
+        process_event::{KeepAlive, StartEvent},
     },
 };
 
@@ -58,26 +55,25 @@ pub(super) fn events(
     messages: mpsc::Receiver<Message>,
     deadline: Option<Instant>,
     keepalive: Duration,
-) -> impl Stream<Item = Result<ProcessEvent, ConnectError>> + Send {
+) -> impl Stream<Item = Result<Told, ConnectError>> + Send {
     let view = View { pid, messages, deadline, keepalive, stage: Stage::Start };
     stream::unfold(view, |mut view| async move {
-        let event = match view.stage {
+        let told = match view.stage {
             Stage::Start => {
                 view.stage = Stage::Running;
-                Ok(StartEvent { pid: view.pid, ..StartEvent::default() }.into())
+                Ok(told(StartEvent { pid: view.pid, ..StartEvent::default() }))
             }
             Stage::Running => view.next().await,
             Stage::Over => return None,
         };
-        let event = event.map(|event: Event| ProcessEvent { event: Some(event), ..ProcessEvent::default() });
-        Some((event, view))
+        Some((told, view))
     })
 }
 
 // === impl View ===
 
 impl View {
-    async fn next(&mut self) -> Result<Event, ConnectError> {
+    async fn next(&mut self) -> Result<Told, ConnectError> {
         // Output puts the keepalive off, so its timer starts anew with every event.
         let keepalive = Instant::now() + self.keepalive;
         let deadline = self.deadline;
@@ -88,28 +84,23 @@ impl View {
                 Err(expired())
             }
             message = self.messages.recv() => match message {
-                Some(Message::Data(source, bytes)) => Ok(data(source, bytes.into())),
+                Some(Message::Data(source, bytes)) => Ok(Told::Output(source, bytes)),
                 Some(Message::End(end)) => {
                     self.stage = Stage::Over;
-                    Ok(end.into())
+                    Ok(told(end))
                 }
                 None => {
                     self.stage = Stage::Over;
                     Err(ConnectError::internal("the process's output ended without its exit"))
                 }
             },
-            () = sleep_until(keepalive) => Ok(KeepAlive::default().into()),
+            () = sleep_until(keepalive) => Ok(told(KeepAlive::default())),
         }
     }
 }
 
-fn data(source: Source, bytes: Vec<u8>) -> Event {
-    let output = match source {
-        Source::Stdout => Output::Stdout(bytes),
-        Source::Stderr => Output::Stderr(bytes),
-        Source::Pty => Output::Pty(bytes),
-    };
-    DataEvent { output: Some(output), ..DataEvent::default() }.into()
+fn told(event: impl Into<Event>) -> Told {
+    Told::Event(ProcessEvent { event: Some(event.into()), ..ProcessEvent::default() })
 }
 
 #[cfg(test)]
@@ -138,9 +129,11 @@ mod tests {
         let (_sender, messages) = mpsc::channel(1);
         let deadline = Some(Instant::now() + Duration::from_mins(2));
         let mut events = Box::pin(events(7, messages, deadline, Duration::from_secs(50)));
-        let kind = |event: Option<Result<ProcessEvent, ConnectError>>| match event.unwrap() {
-            Ok(ProcessEvent { event: Some(Event::Start(start)), .. }) => format!("start {}", start.pid),
-            Ok(ProcessEvent { event: Some(Event::Keepalive(_)), .. }) => "keepalive".to_owned(),
+        let kind = |event: Option<Result<Told, ConnectError>>| match event.unwrap() {
+            Ok(Told::Event(ProcessEvent { event: Some(Event::Start(start)), .. })) => {
+                format!("start {}", start.pid)
+            }
+            Ok(Told::Event(ProcessEvent { event: Some(Event::Keepalive(_)), .. })) => "keepalive".to_owned(),
             Ok(_) => "other".to_owned(),
             Err(error) => error.to_string(),
         };

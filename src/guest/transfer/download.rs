@@ -18,6 +18,7 @@ use axum::{
 };
 use bytes::Bytes;
 use flate2::{Compression, write::GzEncoder};
+use rustix::buffer::spare_capacity;
 
 use super::{
     FilesQuery, Pairs, authorize, bind,
@@ -267,8 +268,7 @@ fn next_block(file: &File, segments: &mut VecDeque<Segment>) -> io::Result<Block
         Some(Segment::File(range)) => {
             let length =
                 usize::try_from(range.end - range.start).map_or(block::SIZE, |left| left.min(block::SIZE));
-            let mut buffer = vec![0; length];
-            file.read_exact_at(&mut buffer, range.start)?;
+            let buffer = read_exactly(file, length, range.start)?;
             range.start += length as u64;
             buffer.into()
         }
@@ -277,6 +277,22 @@ fn next_block(file: &File, segments: &mut VecDeque<Segment>) -> io::Result<Block
         segments.pop_front();
     }
     Ok(Block { bytes, more: !segments.is_empty() })
+}
+
+/// Reads so many bytes into memory that nobody has zeroed first.
+fn read_exactly(file: &File, length: usize, offset: u64) -> io::Result<Vec<u8>> {
+    let mut buffer = Vec::with_capacity(length);
+    while buffer.len() < length {
+        let filled = buffer.len();
+        match rustix::io::pread(file, spare_capacity(&mut buffer), offset + filled as u64) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    // The allocator may have given more room than was asked for.
+    buffer.truncate(length);
+    Ok(buffer)
 }
 
 /// Reads up to `limit` bytes; a short block is the last one.

@@ -8,6 +8,7 @@ use std::{
 };
 
 use async_trait::async_trait;
+use rustix::net::sockopt::set_socket_send_buffer_size;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
     net::{TcpSocket, UnixStream},
@@ -19,7 +20,7 @@ use crate::{
     runtime::link::{GuestLink, LinkError, LinkStream},
     sandbox::{CODE_INTERPRETER_PORT, ENVD_PORT},
     wire::{
-        link::{Answer, GENERATION, HANDSHAKE_TIMEOUT, Hello, MAX_LINE, Malformed, Nonce},
+        link::{Answer, GENERATION, HANDSHAKE_TIMEOUT, Hello, MAX_LINE, Malformed, Nonce, SEND_BUFFER},
         warden::Call,
     },
 };
@@ -55,7 +56,11 @@ impl NamespaceLink {
 
     async fn open_guest(&self, port: u16) -> Result<LinkStream, LinkError> {
         match self.shake(Hello::Connect { port }).await? {
-            (stream, Answer::Ok) => Ok(Box::new(stream)),
+            (stream, Answer::Ok) => {
+                // As much as the kernel allows; less is slower and no failure.
+                let _ = set_socket_send_buffer_size(&stream, SEND_BUFFER);
+                Ok(Box::new(stream))
+            }
             (_, Answer::Err(_)) => Err(LinkError::PortClosed { port }),
             (_, Answer::OkControl { .. }) => Err(Malformed::UNEXPECTED.into()),
         }

@@ -1,0 +1,170 @@
+//! What a stream sends: output is encoded straight from its bytes, and copied once on the way.
+//!
+//! The message types would copy a chunk four times: into the message, into base64 text, into JSON
+//! text, which is searched for what must be escaped, and into the frame.
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use buffa::Message;
+use bytes::{BufMut as _, Bytes, BytesMut};
+use connectrpc::{CodecFormat, ConnectError, Encodable, EncodedBody, JsonSerialize};
+
+use crate::{
+    guest::process::Source,
+    wire::rpc::process::{
+        __buffa::oneof::process_event::data_event::Output, ConnectResponse, ProcessEvent, StartResponse,
+        process_event::DataEvent,
+    },
+};
+
+/// A tag of a field whose value has a length.
+const LENGTH_DELIMITED: u8 = 2;
+/// `StartResponse.event`, and `ConnectResponse.event`.
+const EVENT: u8 = 1;
+/// `ProcessEvent.data`.
+const DATA: u8 = 2;
+/// Three tags and lengths.
+const MAX_HEAD: usize = 3 * (1 + 5);
+
+/// One message of Start or Connect.
+#[derive(Debug)]
+pub(super) enum Told {
+    /// Start, keepalive or end.
+    Event(ProcessEvent),
+    /// Output; never empty.
+    Output(Source, Bytes),
+}
+
+// === impl Told ===
+
+impl Told {
+    /// The message, made from its parts; the two responses are alike but for their names.
+    fn body<M: Message + JsonSerialize>(
+        &self,
+        codec: CodecFormat,
+        response: impl FnOnce(ProcessEvent) -> M,
+    ) -> Result<EncodedBody, ConnectError> {
+        match (self, codec) {
+            (Self::Output(source, bytes), CodecFormat::Proto) => {
+                Ok(EncodedBody::from_segments(vec![proto_head(*source, bytes.len()), bytes.clone()]))
+            }
+            (Self::Output(source, bytes), CodecFormat::Json) => Ok(json(*source, bytes).into()),
+            _ => response(self.event()).encode_segments(codec),
+        }
+    }
+
+    fn event(&self) -> ProcessEvent {
+        let (source, bytes) = match self {
+            Self::Event(event) => return event.clone(),
+            Self::Output(source, bytes) => (source, bytes.to_vec()),
+        };
+        let output = match source {
+            Source::Stdout => Output::Stdout(bytes),
+            Source::Stderr => Output::Stderr(bytes),
+            Source::Pty => Output::Pty(bytes),
+        };
+        let data = DataEvent { output: Some(output), ..DataEvent::default() };
+        ProcessEvent { event: Some(data.into()), ..ProcessEvent::default() }
+    }
+}
+
+impl Encodable<StartResponse> for Told {
+    fn encode(&self, codec: CodecFormat) -> Result<Bytes, ConnectError> {
+        Encodable::<StartResponse>::encode_segments(self, codec).map(EncodedBody::into_contiguous)
+    }
+
+    fn encode_segments(&self, codec: CodecFormat) -> Result<EncodedBody, ConnectError> {
+        self.body(codec, |event| StartResponse { event: event.into(), ..StartResponse::default() })
+    }
+}
+
+impl Encodable<ConnectResponse> for Told {
+    fn encode(&self, codec: CodecFormat) -> Result<Bytes, ConnectError> {
+        Encodable::<ConnectResponse>::encode_segments(self, codec).map(EncodedBody::into_contiguous)
+    }
+
+    fn encode_segments(&self, codec: CodecFormat) -> Result<EncodedBody, ConnectError> {
+        self.body(codec, |event| ConnectResponse { event: event.into(), ..ConnectResponse::default() })
+    }
+}
+
+/// Everything before the bytes themselves.
+fn proto_head(source: Source, length: usize) -> Bytes {
+    let field = match source {
+        Source::Stdout => 1,
+        Source::Stderr => 2,
+        Source::Pty => 3,
+    };
+    let data = 1 + varint_length(length) + length;
+    let event = 1 + varint_length(data) + data;
+    let mut head = BytesMut::with_capacity(MAX_HEAD);
+    for (field, length) in [(EVENT, event), (DATA, data), (field, length)] {
+        head.put_u8(field << 3 | LENGTH_DELIMITED);
+        put_varint(&mut head, length);
+    }
+    head.freeze()
+}
+
+fn put_varint(into: &mut BytesMut, mut value: usize) {
+    while value > 0x7f {
+        into.put_u8((value & 0x7f) as u8 | 0x80);
+        value >>= 7;
+    }
+    into.put_u8((value & 0x7f) as u8);
+}
+
+fn varint_length(value: usize) -> usize {
+    // One byte for each seven bits, and one for zero.
+    (usize::BITS - (value | 1).leading_zeros()).div_ceil(7) as usize
+}
+
+fn json(source: Source, bytes: &[u8]) -> Bytes {
+    let name = match source {
+        Source::Stdout => "stdout",
+        Source::Stderr => "stderr",
+        Source::Pty => "pty",
+    };
+    let head = [r#"{"event":{"data":{""#, name, r#"":""#];
+    let tail = r#""}}}"#;
+    let text = bytes.len().div_ceil(3) * 4;
+    let mut json =
+        String::with_capacity(head.iter().map(|part| part.len()).sum::<usize>() + text + tail.len());
+    json.extend(head);
+    STANDARD.encode_string(bytes, &mut json);
+    json.push_str(tail);
+    json.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::rpc::process::process_event::KeepAlive;
+
+    fn start(event: ProcessEvent) -> StartResponse {
+        StartResponse { event: event.into(), ..StartResponse::default() }
+    }
+
+    #[test]
+    fn output_is_encoded_as_its_messages_are() {
+        for length in [1, 2, 3, 100, 125, 127, 128, 16_300, 16_384, 32_768] {
+            let bytes: Bytes = (0..length).map(|place| u8::try_from(place * 7 % 256).unwrap()).collect();
+            for source in [Source::Stdout, Source::Stderr, Source::Pty] {
+                let told = Told::Output(source, bytes.clone());
+                for codec in [CodecFormat::Proto, CodecFormat::Json] {
+                    let found = Encodable::<StartResponse>::encode(&told, codec).unwrap();
+                    assert_eq!(found, start(told.event()).encode(codec).unwrap(), "{length} {source:?}");
+                    let found = Encodable::<ConnectResponse>::encode(&told, codec).unwrap();
+                    assert_eq!(found, start(told.event()).encode(codec).unwrap(), "{length} {source:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn other_events_are_encoded_as_their_messages_are() {
+        let event = ProcessEvent { event: Some(KeepAlive::default().into()), ..ProcessEvent::default() };
+        for codec in [CodecFormat::Proto, CodecFormat::Json] {
+            let found = Encodable::<StartResponse>::encode(&Told::Event(event.clone()), codec).unwrap();
+            assert_eq!(found, start(event.clone()).encode(codec).unwrap());
+        }
+    }
+}
