@@ -16,10 +16,7 @@ use tokio::{
     sync::{mpsc, oneshot},
     time::{Instant, sleep, timeout},
 };
-use tokio_util::{
-    codec::{FramedRead, LengthDelimitedCodec},
-    task::AbortOnDropHandle,
-};
+use tokio_util::{codec::FramedRead, task::AbortOnDropHandle};
 
 use super::{
     link::{GuestLink, LinkError, LinkStream},
@@ -33,6 +30,10 @@ use crate::{
         link::Nonce,
     },
 };
+
+mod frames;
+
+use frames::Frames;
 
 /// How long the guest has to answer a request, and to take one from the stream.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -91,7 +92,7 @@ struct Asked {
 
 /// One attachment.
 struct Session {
-    frames: FramedRead<ReadHalf<LinkStream>, LengthDelimitedCodec>,
+    frames: FramedRead<ReadHalf<LinkStream>, Frames>,
     writer: WriteHalf<LinkStream>,
     next_seq: u64,
     waiting: HashMap<u64, Reply>,
@@ -236,8 +237,7 @@ impl Attendant {
 impl Session {
     fn new(stream: LinkStream) -> Self {
         let (reader, writer) = split(stream);
-        let codec = LengthDelimitedCodec::builder().max_frame_length(MAX_MESSAGE as usize).new_codec();
-        Self { frames: FramedRead::new(reader, codec), writer, next_seq: 1, waiting: HashMap::new() }
+        Self { frames: FramedRead::new(reader, Frames::new()), writer, next_seq: 1, waiting: HashMap::new() }
     }
 
     /// Until the stream breaks; `Ok` when nobody will ask any more.
