@@ -105,11 +105,14 @@ fn proto_head(source: Source, length: usize) -> Bytes {
 }
 
 fn put_varint(into: &mut BytesMut, mut value: usize) {
-    while value > 0x7f {
-        into.put_u8((value & 0x7f) as u8 | 0x80);
+    loop {
+        let [low, ..] = value.to_le_bytes();
         value >>= 7;
+        if value == 0 {
+            return into.put_u8(low & 0x7f);
+        }
+        into.put_u8(low | 0x80);
     }
-    into.put_u8((value & 0x7f) as u8);
 }
 
 fn varint_length(value: usize) -> usize {
