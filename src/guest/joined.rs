@@ -110,21 +110,26 @@ mod tests {
         found
     }
 
-    fn piece(letter: &str, length: usize) -> Piece {
-        Ok(Frame::data(letter.repeat(length).into()))
+    fn piece(letter: &str, length: usize) -> Frame<Bytes> {
+        Frame::data(letter.repeat(length).into())
     }
 
     #[tokio::test]
     async fn a_short_piece_travels_with_the_next_one() {
-        let found = pieces(vec![piece("a", 5), piece("b", 100), piece("c", 100), piece("d", 5)]).await;
+        let found = pieces(
+            [("a", 5), ("b", 100), ("c", 100), ("d", 5)]
+                .map(|(letter, length)| Ok(piece(letter, length)))
+                .into(),
+        )
+        .await;
         assert_eq!(found, ["105 a", "100 c", "5 d"].map(|text| Ok(text.to_owned())));
     }
 
     #[tokio::test]
     async fn trailers_and_errors_stay_behind_what_came_before_them() {
-        let found = pieces(vec![piece("a", 5), Ok(Frame::trailers(http::HeaderMap::new()))]).await;
+        let found = pieces(vec![Ok(piece("a", 5)), Ok(Frame::trailers(http::HeaderMap::new()))]).await;
         assert_eq!(found, ["5 a", "0 trailers"].map(|text| Ok(text.to_owned())));
-        let found = pieces(vec![piece("a", 5), Err(std::io::Error::other("broken"))]).await;
+        let found = pieces(vec![Ok(piece("a", 5)), Err(std::io::Error::other("broken"))]).await;
         assert_eq!(found, [Ok("5 a".to_owned()), Err("broken".to_owned())]);
     }
 }
