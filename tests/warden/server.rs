@@ -39,6 +39,10 @@ pub(crate) struct Server {
     pub(crate) gateway_uid: u32,
 }
 
+/// Where the host's packages are on the same file system, so that `base` can be linked, and where an
+/// ordinary user may walk: a checkout may lie in a home that is closed.
+const DATA: &str = "/var/lib";
+
 // === impl Data ===
 
 impl Data {
@@ -49,9 +53,7 @@ impl Data {
             return None;
         }
         let turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-        // Where the host's packages are on the same file system, so that `base` can be linked.
-        let target = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
-        let dir = tempfile::Builder::new().prefix("warden-").tempdir_in(target).unwrap();
+        let dir = tempfile::Builder::new().prefix("firkin-test-").tempdir_in(DATA).unwrap();
         std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
         Some(Self { dir, _turn: turn })
     }
