@@ -1,11 +1,16 @@
 //! A plain client: one kept-alive connection, JSON in and out, Connect streams frame by frame.
 
+use std::time::Duration;
+
 use anyhow::{Context as _, bail, ensure};
 use bytes::{Buf as _, Bytes, BytesMut};
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full};
-use hyper::{body::Incoming, client::conn::http1};
-use hyper_util::rt::TokioIo;
+use hyper::{
+    body::Incoming,
+    client::conn::{http1, http2},
+};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 
@@ -20,6 +25,13 @@ pub(crate) struct Client {
     sender: http1::SendRequest<Full<Bytes>>,
     address: String,
     key: String,
+}
+
+/// A connection that many requests share, in HTTP/2 without TLS. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct Multiplexed {
+    sender: http2::SendRequest<Full<Bytes>>,
+    address: String,
 }
 
 /// A sandbox, as far as requests to it need it.
@@ -57,17 +69,37 @@ impl Client {
         Ok(self.sender.send_request(request).await?)
     }
 
-    /// Makes a sandbox of `base`; its answer's status must be 201.
-    pub(crate) async fn create(&mut self) -> anyhow::Result<(Sandbox, Value)> {
-        let request = Request::post("/sandboxes")
-            .header("x-api-key", &self.key)
-            .header("content-type", "application/json");
-        let body = json!({ "templateID": "base", "timeout": 120 }).to_string();
-        let answer = self.send(request, body.into()).await?;
+    /// Asks the control plane; the answer must have this status.
+    async fn ask(
+        &mut self,
+        request: http::request::Builder,
+        body: Option<Value>,
+        wanted: StatusCode,
+    ) -> anyhow::Result<Bytes> {
+        let request = request.header("x-api-key", &self.key);
+        let answer = match body {
+            Some(body) => {
+                let request = request.header("content-type", "application/json");
+                self.send(request, body.to_string().into()).await?
+            }
+            None => self.send(request, Bytes::new()).await?,
+        };
         let status = answer.status();
         let body = answer.into_body().collect().await?.to_bytes();
-        ensure!(status == StatusCode::CREATED, "create: {status} {}", String::from_utf8_lossy(&body));
-        let body: Value = serde_json::from_slice(&body)?;
+        ensure!(status == wanted, "{status} instead of {wanted}: {}", String::from_utf8_lossy(&body));
+        Ok(body)
+    }
+
+    /// Makes a sandbox of `base` for two minutes; its answer's status must be 201.
+    pub(crate) async fn create(&mut self) -> anyhow::Result<(Sandbox, Value)> {
+        self.create_for(Duration::from_mins(2)).await
+    }
+
+    /// The same for as long as this.
+    pub(crate) async fn create_for(&mut self, timeout: Duration) -> anyhow::Result<(Sandbox, Value)> {
+        let body = json!({ "templateID": "base", "timeout": timeout.as_secs() });
+        let answer = self.ask(Request::post("/sandboxes"), Some(body), StatusCode::CREATED).await?;
+        let body: Value = serde_json::from_slice(&answer)?;
         let id = body["sandboxID"].as_str().context("a create answer has a sandboxID")?.to_owned();
         let token = body["envdAccessToken"].as_str().map(str::to_owned);
         Ok((Sandbox { id, token }, body))
@@ -75,12 +107,39 @@ impl Client {
 
     /// Ends a sandbox.
     pub(crate) async fn kill(&mut self, sandbox: &Sandbox) -> anyhow::Result<()> {
-        let request = Request::delete(format!("/sandboxes/{}", sandbox.id)).header("x-api-key", &self.key);
+        let request = Request::delete(format!("/sandboxes/{}", sandbox.id));
+        self.ask(request, None, StatusCode::NO_CONTENT).await.map(drop)
+    }
+
+    /// Freezes it.
+    pub(crate) async fn pause(&mut self, sandbox: &Sandbox) -> anyhow::Result<()> {
+        let request = Request::post(format!("/sandboxes/{}/pause", sandbox.id));
+        self.ask(request, None, StatusCode::NO_CONTENT).await.map(drop)
+    }
+
+    /// Lets it go on.
+    pub(crate) async fn resume(&mut self, sandbox: &Sandbox) -> anyhow::Result<()> {
+        let request = Request::post(format!("/v2/sandboxes/{}/connect", sandbox.id));
+        self.ask(request, Some(json!({ "timeout": 120 })), StatusCode::CREATED).await.map(drop)
+    }
+
+    /// How many sandboxes run.
+    pub(crate) async fn running(&mut self) -> anyhow::Result<usize> {
+        self.sender.ready().await?;
+        let request = Request::get("/v2/sandboxes?limit=1&state=running").header("x-api-key", &self.key);
         let answer = self.send(request, Bytes::new()).await?;
-        let status = answer.status();
+        let total = answer.headers().get("x-total-running").context("no total")?.to_str()?.parse()?;
         answer.into_body().collect().await?;
-        ensure!(status == StatusCode::NO_CONTENT, "kill: {status}");
-        Ok(())
+        Ok(total)
+    }
+
+    /// Asks envd's health.
+    pub(crate) async fn health(&mut self, sandbox: &Sandbox) -> anyhow::Result<()> {
+        let request = sandbox
+            .routing("49983")
+            .into_iter()
+            .fold(Request::get("/health"), |request, (name, value)| request.header(name, value));
+        self.ask(request, None, StatusCode::NO_CONTENT).await.map(drop)
     }
 
     fn rpc(sandbox: &Sandbox, method: &str, kind: &str) -> http::request::Builder {
@@ -95,14 +154,18 @@ impl Client {
 
     /// Starts a process; its events are the frames.
     pub(crate) async fn start(&mut self, sandbox: &Sandbox, process: &Value) -> anyhow::Result<Frames> {
-        let message = process.to_string();
-        let mut body = vec![0];
-        body.extend_from_slice(&u32::try_from(message.len())?.to_be_bytes());
-        body.extend_from_slice(message.as_bytes());
-        let request = Self::rpc(sandbox, "Start", "application/connect+json");
-        let answer = self.send(request, body.into()).await?;
-        ensure!(answer.status() == StatusCode::OK, "start: {}", answer.status());
-        Ok(Frames { body: answer.into_body(), buffer: BytesMut::new() })
+        self.stream(sandbox, "Start", process).await
+    }
+
+    /// Joins a process that runs; its events from now on are the frames.
+    pub(crate) async fn join(&mut self, sandbox: &Sandbox, pid: &Value) -> anyhow::Result<Frames> {
+        self.stream(sandbox, "Connect", &json!({ "process": { "pid": pid } })).await
+    }
+
+    async fn stream(&mut self, sandbox: &Sandbox, method: &str, message: &Value) -> anyhow::Result<Frames> {
+        let request = Self::rpc(sandbox, method, "application/connect+json");
+        let answer = self.send(request, envelope(message)?).await?;
+        Frames::of(method, answer)
     }
 
     /// Runs a command to its end, which must be exit code 0.
@@ -133,6 +196,39 @@ impl Client {
     }
 }
 
+/// A message of a stream.
+fn envelope(message: &Value) -> anyhow::Result<Bytes> {
+    let message = message.to_string();
+    let mut body = vec![0];
+    body.extend_from_slice(&u32::try_from(message.len())?.to_be_bytes());
+    body.extend_from_slice(message.as_bytes());
+    Ok(body.into())
+}
+
+// === impl Multiplexed ===
+
+impl Multiplexed {
+    pub(crate) async fn connect(server: &Server) -> anyhow::Result<Self> {
+        let socket = TcpStream::connect(&server.address).await?;
+        socket.set_nodelay(true)?;
+        let handshake = http2::handshake(TokioExecutor::new(), TokioIo::new(socket));
+        let (sender, connection) = handshake.await?;
+        tokio::spawn(connection);
+        Ok(Self { sender, address: server.address.clone() })
+    }
+
+    /// Starts a process; its events are the frames.
+    pub(crate) async fn start(&self, sandbox: &Sandbox, process: &Value) -> anyhow::Result<Frames> {
+        let mut sender = self.sender.clone();
+        sender.ready().await?;
+        let uri = format!("http://{}/process.Process/Start", self.address);
+        let request = Client::rpc(sandbox, "Start", "application/connect+json")
+            .uri(uri)
+            .body(Full::new(envelope(process)?))?;
+        Frames::of("Start", sender.send_request(request).await?)
+    }
+}
+
 // === impl Sandbox ===
 
 impl Sandbox {
@@ -146,6 +242,11 @@ impl Sandbox {
 // === impl Frames ===
 
 impl Frames {
+    fn of(method: &str, answer: Response<Incoming>) -> anyhow::Result<Self> {
+        ensure!(answer.status() == StatusCode::OK, "{method}: {}", answer.status());
+        Ok(Self { body: answer.into_body(), buffer: BytesMut::new() })
+    }
+
     /// The next message; none after the stream's end, which must be without error.
     pub(crate) async fn next(&mut self) -> anyhow::Result<Option<Value>> {
         Ok(self.next_text().await?.map(|text| serde_json::from_slice(&text)).transpose()?)

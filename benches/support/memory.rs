@@ -1,6 +1,6 @@
-//! How much the gateway and one sandbox's guest grow: the peak of their resident sizes.
+//! What processes take: the peak of a gateway's and a guest's growth, and the sizes of many guests.
 
-use std::fs;
+use std::{collections::HashSet, fs};
 
 use anyhow::{Context as _, ensure};
 
@@ -11,6 +11,49 @@ use super::{client::Sandbox, server::Server};
 pub(crate) struct Growth {
     gateway: (u32, f64),
     guest: (u32, f64),
+}
+
+/// What a process, or the mean of some, takes, in MiB.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Size {
+    /// What nobody else has, as far as it was written to.
+    pub(crate) private: f64,
+    /// Pages that others have too, by their share.
+    pub(crate) proportional: f64,
+}
+
+// === impl Size ===
+
+impl Size {
+    pub(crate) fn of(pid: u32) -> anyhow::Result<Self> {
+        let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
+        Ok(Self { private: line_of(&text, "Private_Dirty:")?, proportional: line_of(&text, "Pss:")? })
+    }
+}
+
+/// `MemAvailable` of the host.
+pub(crate) fn available() -> anyhow::Result<f64> {
+    line_of(&fs::read_to_string("/proc/meminfo")?, "MemAvailable:")
+}
+
+/// The sizes of these sandboxes' guests and their helpers: the mean of each pair's sum.
+pub(crate) fn guests(sandboxes: &[Sandbox]) -> anyhow::Result<Size> {
+    let ids: HashSet<&str> = sandboxes.iter().map(|sandbox| sandbox.id.as_str()).collect();
+    let (mut sum, mut seen) = (Size::default(), 0);
+    for entry in fs::read_dir("/proc")? {
+        let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let command = String::from_utf8_lossy(&command);
+        if command.starts_with("firkin-guest") && ids.iter().any(|id| command.contains(id)) {
+            let size = Size::of(pid)?;
+            sum.private += size.private;
+            sum.proportional += size.proportional;
+            seen += 1;
+        }
+    }
+    ensure!(seen == 2 * ids.len(), "{} sandboxes have {seen} guests and helpers", ids.len());
+    let count = f64::from(u32::try_from(ids.len())?);
+    Ok(Size { private: sum.private / count, proportional: sum.proportional / count })
 }
 
 // === impl Growth ===
@@ -35,8 +78,12 @@ fn fresh(pid: u32) -> anyhow::Result<(u32, f64)> {
 
 /// A figure of a process's status, in MiB; numbers in there are KiB.
 fn figure(pid: u32, name: &str) -> anyhow::Result<f64> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix(name)).context("no such figure")?;
+    line_of(&fs::read_to_string(format!("/proc/{pid}/status"))?, name)
+}
+
+/// The figure of a line, in MiB; the kernel writes KiB.
+fn line_of(text: &str, name: &str) -> anyhow::Result<f64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name)).context("no such figure")?;
     let kib: f64 = line.trim().trim_end_matches(" kB").parse()?;
     Ok(kib / 1024.0)
 }

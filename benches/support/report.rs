@@ -34,6 +34,10 @@ impl Series {
         self.0.push(took.as_secs_f64() * 1e3);
     }
 
+    pub(crate) fn extend(&mut self, took: impl IntoIterator<Item = Duration>) {
+        took.into_iter().for_each(|took| self.add(took));
+    }
+
     fn len(&self) -> usize {
         self.0.len()
     }

@@ -26,7 +26,7 @@ pub(crate) struct Server {
     pub(crate) key: String,
     process: Running,
     // Its other end: a server whose output has nowhere to go might mind.
-    _output: BufReader<ChildStdout>,
+    output: Option<BufReader<ChildStdout>>,
     home: Home,
 }
 
@@ -76,30 +76,36 @@ impl Server {
     /// Starts a server and waits until it is ready.
     pub(crate) fn start() -> anyhow::Result<Self> {
         let home = Home::new()?;
-        let mut process = home.spawn("127.0.0.1:0", Stdio::piped())?;
-        let output = process.0.stdout.take().context("its output is a pipe")?;
-        let (mut key, mut address) = (None, None);
-        let mut output = BufReader::new(output);
-        let mut line = String::new();
-        while output.read_line(&mut line)? > 0 {
-            if let Some(value) = line.trim().strip_prefix("export E2B_API_KEY=") {
-                key = Some(value.to_owned());
-            }
-            if let Some(rest) = line.strip_prefix("firkin ready at http://") {
-                address = rest.split(' ').next().map(str::to_owned);
-                break;
-            }
-            line.clear();
-        }
-        match (address, key) {
-            (Some(address), Some(key)) => Ok(Self { address, key, process, _output: output, home }),
-            _ => bail!("the server did not become ready:\n{}", home.log()),
-        }
+        let (process, output, address, key) = ready(&home)?;
+        let key = key.context("the first start prints a key")?;
+        Ok(Self { address, key, process, output: Some(output), home })
+    }
+
+    /// Kills the gateway, without a word to anybody.
+    pub(crate) fn kill(&mut self) -> anyhow::Result<()> {
+        self.process.0.kill()?;
+        self.process.0.wait()?;
+        self.output = None;
+        Ok(())
+    }
+
+    /// Starts another one on the same data, and waits until it is ready.
+    pub(crate) fn start_again(&mut self) -> anyhow::Result<()> {
+        let (process, output, address, _) = ready(&self.home)?;
+        (self.process, self.output, self.address) = (process, Some(output), address);
+        Ok(())
     }
 
     /// The gateway's.
     pub(crate) fn pid(&self) -> u32 {
         self.process.0.id()
+    }
+
+    /// The privileged helper's: its only child.
+    pub(crate) fn helper(&self) -> anyhow::Result<u32> {
+        let gateway = self.pid();
+        let children = fs::read_to_string(format!("/proc/{gateway}/task/{gateway}/children"))?;
+        children.split(' ').find_map(|pid| pid.parse().ok()).context("the gateway has no helper")
     }
 
     /// A directory of its own, on the disk of its data.
@@ -111,6 +117,25 @@ impl Server {
     pub(crate) fn log(&self) -> String {
         self.home.log()
     }
+}
+
+/// Starts a server and reads what it prints until it is ready: its address, and a key if it made one.
+fn ready(home: &Home) -> anyhow::Result<(Running, BufReader<ChildStdout>, String, Option<String>)> {
+    let mut process = home.spawn("127.0.0.1:0", Stdio::piped())?;
+    let mut output = BufReader::new(process.0.stdout.take().context("its output is a pipe")?);
+    let (mut key, mut line) = (None, String::new());
+    while output.read_line(&mut line)? > 0 {
+        if let Some(value) = line.trim().strip_prefix("export E2B_API_KEY=") {
+            key = Some(value.to_owned());
+        }
+        if let Some(address) =
+            line.strip_prefix("firkin ready at http://").and_then(|rest| rest.split(' ').next())
+        {
+            return Ok((process, output, address.to_owned(), key));
+        }
+        line.clear();
+    }
+    bail!("the server did not become ready:\n{}", home.log())
 }
 
 // === impl Running ===

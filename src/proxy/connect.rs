@@ -1,16 +1,27 @@
 //! Connections into a machine: opened through its link, spoken to in HTTP/1.1.
 //!
 //! A connection is driven by one task, which ends with the sandbox's run or when the connection's
-//! owner drops it: nothing of a request outlives the client that asked for it.
+//! owner drops it: nothing of a request outlives the client that asked for it. One that serves a single
+//! request without a body, as most do on user ports, is driven by whoever waits for its answer: what
+//! arrives then wakes one task and not two.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    future::{Future as _, poll_fn},
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use axum::body::Body;
-use http::{Request, Response};
+use http::{Request, Response, header::UPGRADE};
+use http_body::Body as _;
 use hyper::{body::Incoming, client::conn::http1};
 use hyper_util::rt::TokioIo;
 use tokio::{task::AbortHandle, time};
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use super::{
     error::{Cause, ProxyError},
@@ -50,11 +61,20 @@ pub(super) struct GuestConnection {
     driver: Driver,
 }
 
-/// A connection in use; goes back to the pool only by [`Lease::finish`].
+/// A connection in use.
 #[derive(Debug)]
-pub(super) struct Lease {
-    connection: GuestConnection,
-    home: Option<(Key, Arc<Pool>)>,
+pub(super) enum Lease {
+    /// Driven by a task; goes back to the pool only by [`Lease::finish`].
+    Driven(GuestConnection, Option<(Key, Arc<Pool>)>),
+    /// Driven by [`Lease::drive`]: nothing arrives while nobody asks.
+    Passive(Passive),
+}
+
+/// A connection for one request, and what ends it.
+pub(super) struct Passive {
+    /// None: it has said all it had to.
+    connection: Option<Box<http1::Connection<TokioIo<LinkStream>, Body>>>,
+    ended: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
 #[derive(Debug)]
@@ -76,23 +96,27 @@ impl Connector {
             .then(|| (Key { id: target.id, generation: target.generation, port }, Arc::clone(&self.pool)));
         while let Some(mut connection) = home.as_ref().and_then(|(key, pool)| pool.take(key)) {
             match connection.sender.try_send_request(request).await {
-                Ok(response) => return Ok((response, Lease { connection, home })),
+                Ok(response) => return Ok((response, Lease::Driven(connection, home))),
                 Err(mut error) => match error.take_message() {
                     Some(unsent) => request = unsent,
                     None => return Err(broken(target, error.into_error()).await),
                 },
             }
         }
-        let mut connection = open(target, port).await?;
+        let stream = open(target, port).await?;
+        if home.is_none() && request.body().is_end_stream() && !request.headers().contains_key(UPGRADE) {
+            return Passive::send(stream, target, request).await;
+        }
+        let mut connection = GuestConnection::new(stream, target.ended.clone()).await?;
         match connection.sender.send_request(request).await {
-            Ok(response) => Ok((response, Lease { connection, home })),
+            Ok(response) => Ok((response, Lease::Driven(connection, home))),
             Err(error) => Err(broken(target, error).await),
         }
     }
 }
 
-/// Opens a connection; a closed user port is tried again for about a second.
-async fn open(target: &Target, port: u16) -> Result<GuestConnection, ProxyError> {
+/// Opens a stream; a closed user port is tried again for about a second.
+async fn open(target: &Target, port: u16) -> Result<LinkStream, ProxyError> {
     let waits: &[Duration] = if is_guest_service(port) { &[] } else { &RETRY_AFTER };
     let mut waits = waits.iter();
     loop {
@@ -102,7 +126,7 @@ async fn open(target: &Target, port: u16) -> Result<GuestConnection, ProxyError>
             opened = time::timeout(OPEN_TIMEOUT, target.link.open(port)) => opened,
         };
         match (opened, waits.next()) {
-            (Ok(Ok(stream)), _) => return GuestConnection::new(stream, target.ended.clone()).await,
+            (Ok(Ok(stream)), _) => return Ok(stream),
             (Ok(Err(LinkError::PortClosed { .. })), Some(wait)) => tokio::select! {
                 () = target.ended.cancelled() => return Err(ProxyError::NotFound),
                 () = time::sleep(*wait) => {}
@@ -136,11 +160,7 @@ fn is_closed_port(cause: &Cause) -> bool {
 impl GuestConnection {
     /// Speaks over this stream until the run ends.
     pub(super) async fn new(stream: LinkStream, ended: CancellationToken) -> Result<Self, ProxyError> {
-        let (sender, connection) = http1::Builder::new()
-            .max_headers(MAX_HEADERS)
-            .handshake(TokioIo::new(stream))
-            .await
-            .map_err(ProxyError::closed)?;
+        let (sender, connection) = handshake(stream).await?;
         let driver = tokio::spawn(async move {
             tokio::select! {
                 () = ended.cancelled() => {}
@@ -160,14 +180,68 @@ impl GuestConnection {
     }
 }
 
+async fn handshake(
+    stream: LinkStream,
+) -> Result<(http1::SendRequest<Body>, http1::Connection<TokioIo<LinkStream>, Body>), ProxyError> {
+    let mut builder = http1::Builder::new();
+    builder.max_headers(MAX_HEADERS).handshake(TokioIo::new(stream)).await.map_err(ProxyError::closed)
+}
+
 // === impl Lease ===
 
 impl Lease {
     /// The response has ended: the connection may serve another request, if its port is such.
     pub(super) fn finish(self) {
-        if let Some((key, pool)) = self.home {
-            pool.put(key, self.connection);
+        if let Self::Driven(connection, Some((key, pool))) = self {
+            pool.put(key, connection);
         }
+    }
+
+    /// Lets come what has arrived, if it is not driven by a task; the response's body then tells what
+    /// became of it.
+    pub(super) fn drive(&mut self, cx: &mut Context<'_>) {
+        if let Self::Passive(passive) = self {
+            passive.drive(cx);
+        }
+    }
+}
+
+// === impl Passive ===
+
+impl Passive {
+    async fn send(
+        stream: LinkStream,
+        target: &Target,
+        request: Request<Body>,
+    ) -> Result<(Response<Incoming>, Lease), ProxyError> {
+        let (mut sender, connection) = handshake(stream).await?;
+        let ended = Box::pin(target.ended.clone().cancelled_owned());
+        let mut passive = Self { connection: Some(Box::new(connection)), ended };
+        let mut response = std::pin::pin!(sender.send_request(request));
+        let answered = poll_fn(|cx| {
+            passive.drive(cx);
+            response.as_mut().poll(cx)
+        });
+        match answered.await {
+            Ok(response) => Ok((response, Lease::Passive(passive))),
+            Err(error) => Err(broken(target, error).await),
+        }
+    }
+
+    /// Reads and writes as far as the stream lets it.
+    fn drive(&mut self, cx: &mut Context<'_>) {
+        let Some(connection) = &mut self.connection else { return };
+        // Its error reaches whoever waits for the response.
+        let over = Pin::new(&mut **connection).poll(cx).is_ready();
+        if over || self.ended.as_mut().poll(cx) == Poll::Ready(()) {
+            self.connection = None;
+        }
+    }
+}
+
+impl fmt::Debug for Passive {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Passive").field("over", &self.connection.is_none()).finish_non_exhaustive()
     }
 }
 

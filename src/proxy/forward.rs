@@ -73,7 +73,14 @@ impl http_body::Body for Streamed {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         loop {
-            let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+            let mut frame = Pin::new(&mut self.body).poll_frame(cx);
+            if frame.is_pending()
+                && let Some(lease) = &mut self.lease
+            {
+                lease.drive(cx);
+                frame = Pin::new(&mut self.body).poll_frame(cx);
+            }
+            let frame = ready!(frame);
             return Poll::Ready(match frame {
                 // HTTP/2 clients count empty frames as an attack (contract/sandbox 9).
                 Some(Ok(frame)) if frame.data_ref().is_some_and(Bytes::is_empty) => continue,

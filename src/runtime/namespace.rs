@@ -35,6 +35,7 @@ use crate::{
 
 mod client;
 pub(in crate::runtime) mod link;
+mod sockets;
 
 pub use client::{ClientError, WardenClient};
 
@@ -97,8 +98,7 @@ impl NamespaceEngine {
 
     fn machine(&self, info: MachineInfo) -> Arc<dyn Machine> {
         let ended = self.exits.of(info.sandbox, info.generation);
-        let link =
-            NamespaceLink::new(info.sandbox, info.socket.clone(), Arc::clone(&self.run), self.client.clone());
+        let link = NamespaceLink::new(info.sandbox, info.socket.clone(), Arc::clone(&self.run), &self.client);
         Arc::new(NamespaceMachine {
             info,
             client: self.client.clone(),

@@ -22,17 +22,23 @@ impl Home {
         File::open("/proc/self/ns/net").map(|file| Self(file.into()))
     }
 
-    /// Makes a TCP socket in the namespace of the process. The descriptor names the process for
+    /// Makes TCP sockets in the namespace of the process. The descriptor names the process for
     /// sure: a number could have been given to another one.
-    pub(super) fn socket_in(&self, machine: BorrowedFd<'_>, v6: bool) -> io::Result<OwnedFd> {
+    pub(super) fn sockets_in(
+        &self,
+        machine: BorrowedFd<'_>,
+        v6: bool,
+        count: usize,
+    ) -> io::Result<Vec<OwnedFd>> {
         thread::move_into_thread_name_spaces(machine, ThreadNameSpaceType::NETWORK)?;
         let family = if v6 { AddressFamily::INET6 } else { AddressFamily::INET };
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None);
+        let sockets: rustix::io::Result<Vec<OwnedFd>> =
+            (0..count).map(|_| rustix::net::socket_with(family, SocketType::STREAM, flags, None)).collect();
         if thread::move_into_link_name_space(self.0.as_fd(), Some(LinkNameSpaceType::Network)).is_err() {
             // Every later step would happen in a sandbox's network: better none at all.
             std::process::abort();
         }
-        Ok(socket?)
+        Ok(sockets?)
     }
 }

@@ -54,7 +54,7 @@ pub(crate) fn packet(data: &[u8]) {
 /// Whatever the refusal quotes, its packet fits and says so much.
 fn answer(gateway: &impl std::os::fd::AsFd, wire: &mut Wire, seq: u64, reason: String) {
     let reply = Reply::Refused { reason, cause: Cause::Invalid };
-    wire.send(&FromWarden::Answer { seq, reply }, None);
+    wire.send(&FromWarden::Answer { seq, reply }, Vec::new());
     let mut buffer = vec![0; MAX_PACKET + 1];
     let (length, _) = rustix::net::recv(gateway, &mut buffer[..], RecvFlags::DONTWAIT).unwrap();
     assert!(length <= MAX_PACKET);

@@ -15,7 +15,7 @@ use rustix::{
 };
 use serde::Deserialize;
 
-use crate::wire::warden::{Cause, FromWarden, MAX_PACKET, Reply, Request};
+use crate::wire::warden::{Cause, FromWarden, MAX_PACKET, MAX_SOCKETS, Reply, Request};
 
 /// Answers that may wait for the gateway to read; above that no further request is read.
 const BACKLOG: usize = 1024;
@@ -24,7 +24,7 @@ const BACKLOG: usize = 1024;
 #[derive(Debug)]
 pub(crate) struct Wire {
     socket: OwnedFd,
-    waiting: VecDeque<(Vec<u8>, Option<OwnedFd>)>,
+    waiting: VecDeque<(Vec<u8>, Vec<OwnedFd>)>,
     buffer: Vec<u8>,
 }
 
@@ -87,7 +87,7 @@ impl Wire {
     }
 
     /// Sends a packet, now or when the gateway has read what waits before it.
-    pub(crate) fn send(&mut self, packet: &FromWarden, descriptor: Option<OwnedFd>) {
+    pub(crate) fn send(&mut self, packet: &FromWarden, descriptors: Vec<OwnedFd>) {
         let Ok(bytes) = serde_json::to_vec(packet) else { return };
         if bytes.len() > MAX_PACKET
             && let FromWarden::Answer { seq, .. } = packet
@@ -95,18 +95,18 @@ impl Wire {
             let reason = "the answer does not fit a packet".to_owned();
             self.send(
                 &FromWarden::Answer { seq: *seq, reply: Reply::Refused { reason, cause: Cause::Host } },
-                None,
+                Vec::new(),
             );
             return;
         }
-        self.waiting.push_back((bytes, descriptor));
+        self.waiting.push_back((bytes, descriptors));
         self.flush();
     }
 
     /// Sends what waits, as far as the socket takes it.
     pub(crate) fn flush(&mut self) {
-        while let Some((bytes, descriptor)) = self.waiting.front() {
-            match transmit(&self.socket, bytes, descriptor.as_ref()) {
+        while let Some((bytes, descriptors)) = self.waiting.front() {
+            match transmit(&self.socket, bytes, descriptors) {
                 Err(Errno::AGAIN | Errno::INTR) => return,
                 // A gateway that is gone needs no answers; the next read reports it.
                 Ok(()) | Err(_) => drop(self.waiting.pop_front()),
@@ -115,10 +115,10 @@ impl Wire {
     }
 }
 
-fn transmit(socket: &OwnedFd, bytes: &[u8], descriptor: Option<&OwnedFd>) -> Result<(), Errno> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+fn transmit(socket: &OwnedFd, bytes: &[u8], descriptors: &[OwnedFd]) -> Result<(), Errno> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_SOCKETS))];
     let mut control = SendAncillaryBuffer::new(&mut space);
-    let descriptors: Vec<BorrowedFd<'_>> = descriptor.iter().map(AsFd::as_fd).collect();
+    let descriptors: Vec<BorrowedFd<'_>> = descriptors.iter().map(AsFd::as_fd).collect();
     if !descriptors.is_empty() && !control.push(SendAncillaryMessage::ScmRights(&descriptors)) {
         return Err(Errno::NOBUFS);
     }
@@ -205,7 +205,7 @@ mod tests {
         let packet = |seq| FromWarden::Answer { seq, reply: Reply::Done };
         let mut sent = 0;
         while !wire.congested() {
-            wire.send(&packet(sent), None);
+            wire.send(&packet(sent), Vec::new());
             sent += 1;
             assert!(sent < 100_000);
         }

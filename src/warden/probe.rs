@@ -247,7 +247,7 @@ fn sealed() -> io::Result<()> {
 
 fn pidfd() -> io::Result<()> {
     let own = rustix::process::pidfd_open(rustix::process::getpid(), PidfdFlags::empty())?;
-    Home::open()?.socket_in(own.as_fd(), false).map(drop)
+    Home::open()?.sockets_in(own.as_fd(), false, 1).map(drop)
 }
 
 fn files() -> Option<u64> {

@@ -247,7 +247,7 @@ impl<'a> Warden<'a> {
     }
 
     fn answer(&mut self, seq: u64, reply: Reply) {
-        self.wire.send(&FromWarden::Answer { seq, reply }, None);
+        self.wire.send(&FromWarden::Answer { seq, reply }, Vec::new());
     }
 
     fn refuse(&mut self, seq: u64, reason: String, cause: Cause) {
@@ -255,7 +255,7 @@ impl<'a> Warden<'a> {
     }
 
     fn tell(&mut self, event: Event) {
-        self.wire.send(&FromWarden::Event(event), None);
+        self.wire.send(&FromWarden::Event(event), Vec::new());
     }
 
     fn gateway_is_gone(&mut self) {

@@ -14,6 +14,8 @@ use crate::{
 
 /// The largest packet, in bytes.
 pub const MAX_PACKET: usize = 64 * 1024;
+/// Descriptors of one packet.
+pub const MAX_SOCKETS: usize = 16;
 
 /// A request; answered by exactly one [`FromWarden::Answer`] of the same `seq`, in any order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -56,13 +58,15 @@ pub enum Call {
         /// Whose machine.
         sandbox: SandboxId,
     },
-    /// A TCP socket that lives in the machine's network namespace, not yet connected, passed as
-    /// a descriptor. The caller connects it to a loopback address of the machine.
-    PortSocket {
+    /// TCP sockets that live in the machine's network namespace, not yet connected, passed as
+    /// descriptors. The caller connects them to a loopback address of the machine.
+    PortSockets {
         /// Whose machine.
         sandbox: SandboxId,
         /// IPv6 instead of IPv4.
         v6: bool,
+        /// How many, at least one and at most [`MAX_SOCKETS`].
+        count: usize,
     },
     /// The machines of this instance that are alive, in the order of their ids, as many as fit
     /// one packet. Answered with [`Reply::Machines`].

@@ -3,7 +3,12 @@
 //! The message types would copy a chunk four times: into the message, into base64 text, into JSON
 //! text, which is searched for what must be escaped, and into the frame.
 
-use base64::{Engine as _, engine::general_purpose::STANDARD};
+use std::sync::LazyLock;
+
+use base64::{
+    Engine as _,
+    engine::{Simd, general_purpose::PAD},
+};
 use buffa::Message;
 use bytes::{BufMut as _, Bytes, BytesMut};
 use connectrpc::{CodecFormat, ConnectError, Encodable, EncodedBody, JsonSerialize};
@@ -121,20 +126,26 @@ fn varint_length(value: usize) -> usize {
 }
 
 fn json(source: Source, bytes: &[u8]) -> Bytes {
-    let name = match source {
-        Source::Stdout => "stdout",
-        Source::Stderr => "stderr",
-        Source::Pty => "pty",
+    /// With what this processor has for it.
+    static BASE64: LazyLock<Simd> = LazyLock::new(|| Simd::standard(PAD));
+    let name: &[u8] = match source {
+        Source::Stdout => b"stdout",
+        Source::Stderr => b"stderr",
+        Source::Pty => b"pty",
     };
-    let head = [r#"{"event":{"data":{""#, name, r#"":""#];
-    let tail = r#""}}}"#;
+    let (head, tail): ([&[u8]; 3], &[u8]) = ([br#"{"event":{"data":{""#, name, br#"":""#], br#""}}}"#);
     let text = bytes.len().div_ceil(3) * 4;
-    let mut json =
-        String::with_capacity(head.iter().map(|part| part.len()).sum::<usize>() + text + tail.len());
-    json.extend(head);
-    STANDARD.encode_string(bytes, &mut json);
-    json.push_str(tail);
-    json.into()
+    let length = head.iter().map(|part| part.len()).sum::<usize>() + text + tail.len();
+    let mut json = BytesMut::with_capacity(length);
+    for part in head {
+        json.put_slice(part);
+    }
+    let begin = json.len();
+    json.put_bytes(0, text);
+    // The place is as long as the text.
+    let _ = BASE64.encode_slice(bytes, &mut json[begin..]);
+    json.put_slice(tail);
+    json.freeze()
 }
 
 #[cfg(test)]

@@ -27,8 +27,8 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use crate::{
     id::{BuildId, SandboxId},
     wire::warden::{
-        Call, Cause, Event, FromWarden, ImageInfo, ImageUse, MAX_PACKET, MachineInfo, ProbeResult, Reply,
-        Request,
+        Call, Cause, Event, FromWarden, ImageInfo, ImageUse, MAX_PACKET, MAX_SOCKETS, MachineInfo,
+        ProbeResult, Reply, Request,
     },
 };
 
@@ -312,7 +312,7 @@ async fn read(shared: Arc<Shared>, stop: CancellationToken) {
 
 /// `None`: the warden is gone.
 fn receive(socket: &UnixDatagram, buffer: &mut [u8]) -> io::Result<Option<(FromWarden, Vec<OwnedFd>)>> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_SOCKETS))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let message =
         rustix::net::recvmsg(socket, &mut [IoSliceMut::new(buffer)], &mut control, RecvFlags::CMSG_CLOEXEC)?;

@@ -11,34 +11,30 @@ use async_trait::async_trait;
 use rustix::net::sockopt::set_socket_send_buffer_size;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
-    net::{TcpSocket, UnixStream},
+    net::UnixStream,
 };
 
-use super::client::{ClientError, WardenClient};
+use super::{client::WardenClient, sockets::Sockets};
 use crate::{
     id::SandboxId,
     runtime::link::{GuestLink, LinkError, LinkStream},
     sandbox::{CODE_INTERPRETER_PORT, ENVD_PORT},
-    wire::{
-        link::{Answer, GENERATION, HANDSHAKE_TIMEOUT, Hello, MAX_LINE, Malformed, Nonce, SEND_BUFFER},
-        warden::Call,
-    },
+    wire::link::{Answer, GENERATION, HANDSHAKE_TIMEOUT, Hello, MAX_LINE, Malformed, Nonce, SEND_BUFFER},
 };
 
 /// The guest's own ports go through its socket; every other one is dialled in the machine's
 /// network namespace, so that those bytes are copied by the kernel alone.
 pub(super) struct NamespaceLink {
-    sandbox: SandboxId,
     socket: String,
     run: Arc<OwnedFd>,
-    client: WardenClient,
+    sockets: Sockets,
 }
 
 // === impl NamespaceLink ===
 
 impl NamespaceLink {
-    pub(super) fn new(sandbox: SandboxId, socket: String, run: Arc<OwnedFd>, client: WardenClient) -> Self {
-        Self { sandbox, socket, run, client }
+    pub(super) fn new(sandbox: SandboxId, socket: String, run: Arc<OwnedFd>, client: &WardenClient) -> Self {
+        Self { socket, run, sockets: Sockets::new(sandbox, client) }
     }
 
     async fn shake(&self, hello: Hello) -> Result<(UnixStream, Answer), LinkError> {
@@ -69,7 +65,7 @@ impl NamespaceLink {
     /// Servers bind to `127.0.0.1`, to `::1`, or to both.
     async fn open_user(&self, port: u16) -> Result<LinkStream, LinkError> {
         for v6 in [false, true] {
-            let socket = self.port_socket(v6).await?;
+            let socket = self.sockets.take(v6).await?;
             let address = if v6 {
                 SocketAddr::from((Ipv6Addr::LOCALHOST, port))
             } else {
@@ -86,19 +82,6 @@ impl NamespaceLink {
             }
         }
         Err(LinkError::PortClosed { port })
-    }
-
-    async fn port_socket(&self, v6: bool) -> Result<TcpSocket, LinkError> {
-        let answer = self.client.call(Call::PortSocket { sandbox: self.sandbox, v6 }).await;
-        let (_, descriptors) = answer.map_err(|error| match error {
-            ClientError::Closed => std::io::Error::new(std::io::ErrorKind::BrokenPipe, error),
-            other => std::io::Error::other(other),
-        })?;
-        let descriptor = descriptors
-            .into_iter()
-            .next()
-            .ok_or_else(|| std::io::Error::other("the helper sent no socket"))?;
-        Ok(TcpSocket::from_std_stream(std::net::TcpStream::from(descriptor)))
     }
 }
 

@@ -13,7 +13,7 @@ use crate::{
         machine::{Machine, Phase, room},
         probe,
     },
-    wire::warden::{Call, Cause, FromWarden, MachineInfo, Reply},
+    wire::warden::{Call, Cause, FromWarden, MAX_SOCKETS, MachineInfo, Reply},
 };
 
 /// Machines of one answer: their text stays well below the size of a packet.
@@ -29,7 +29,7 @@ impl Warden<'_> {
             Call::Freeze { sandbox } => self.freeze(seq, sandbox, true),
             Call::Thaw { sandbox } => self.freeze(seq, sandbox, false),
             Call::Stats { sandbox } => self.stats(seq, sandbox),
-            Call::PortSocket { sandbox, v6 } => self.port_socket(seq, sandbox, v6),
+            Call::PortSockets { sandbox, v6, count } => self.port_sockets(seq, sandbox, v6, count),
             Call::ListMachines { after } => self.list(seq, after),
             Call::ListKept { after } => self.list_kept(seq, after),
             Call::FindMachine { sandbox } => {
@@ -80,14 +80,14 @@ impl Warden<'_> {
         self.answer(seq, Reply::Kept { sandboxes });
     }
 
-    fn port_socket(&mut self, seq: u64, sandbox: SandboxId, v6: bool) {
+    fn port_sockets(&mut self, seq: u64, sandbox: SandboxId, v6: bool, count: usize) {
         let Some(Machine { process: Some((process, _)), phase: Phase::Live { .. }, .. }) =
             self.machines.get(&sandbox)
         else {
             return self.no_machine(seq, sandbox);
         };
-        match self.home.socket_in(process.as_fd(), v6) {
-            Ok(socket) => self.wire.send(&FromWarden::Answer { seq, reply: Reply::Done }, Some(socket)),
+        match self.home.sockets_in(process.as_fd(), v6, count.clamp(1, MAX_SOCKETS)) {
+            Ok(sockets) => self.wire.send(&FromWarden::Answer { seq, reply: Reply::Done }, sockets),
             Err(error) => self.refuse(seq, format!("make a socket in the machine: {error}"), Cause::Host),
         }
     }
