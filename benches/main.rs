@@ -15,6 +15,7 @@ mod p4_burst;
 mod p5_execs;
 mod p6_idle;
 mod p7_pause;
+mod p8_snapshot;
 mod p9_proxy;
 mod restart;
 mod support;
@@ -23,7 +24,8 @@ use anyhow::bail;
 use support::report::Report;
 
 /// What is measured when nothing is named.
-const PROMISES: [&str; 12] = ["p1", "p2", "p3", "p4", "p5", "p6", "p7", "p9", "p10", "p11", "p13", "restart"];
+const PROMISES: [&str; 13] =
+    ["p1", "p2", "p3", "p4", "p5", "p6", "p7", "p8", "p9", "p10", "p11", "p13", "restart"];
 
 fn main() -> anyhow::Result<()> {
     // Cargo adds `--bench`; everything else names promises.
@@ -38,6 +40,7 @@ fn main() -> anyhow::Result<()> {
             "p1" => runtime.block_on(p1_create::run(&mut report))?,
             "p2" => runtime.block_on(p2_first_command::run(&mut report))?,
             "p3" => runtime.block_on(p3_exec::run(&mut report))?,
+            "p8" => runtime.block_on(p8_snapshot::run(&mut report))?,
             "p9" => runtime.block_on(p9_proxy::run(&mut report))?,
             "p10" => runtime.block_on(p10_files::run(&mut report))?,
             "p11" => runtime.block_on(p11_stdout::run(&mut report))?,

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Measures the promises of speed as root; arguments name some of them (p1 to p7, p9 to p11, p13, p15, restart).
+# Measures the promises of speed as root; arguments name some of them (p1 to p11, p13, p15, restart).
 # JSON lines go to target/bench/, with the commit they belong to; a table follows on the screen.
 set -euo pipefail
 cd "$(dirname "$0")/.."

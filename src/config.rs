@@ -7,7 +7,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 pub use source::{ConfigError, Sources};
 
-use crate::sandbox::Resources;
+use crate::{sandbox::Resources, wire::warden::StorageDriver};
 
 /// Where a configuration file is looked for when none is named.
 pub const DEFAULT_FILE: &str = "/etc/firkin/firkin.toml";
@@ -54,6 +54,8 @@ pub struct TlsFiles {
 pub struct Storage {
     /// The data directory.
     pub data_dir: PathBuf,
+    /// How sandboxes' disks are kept; none: btrfs where the data directory is on it, else plain.
+    pub driver: Option<StorageDriver>,
 }
 
 /// What sandboxes may use.
@@ -96,6 +98,7 @@ impl Config {
         ("tls-cert", "signed by a development authority"),
         ("tls-key", "the development certificate's own"),
         ("data-dir", DEFAULT_DATA_DIR),
+        ("storage", "auto"),
         ("max-timeout-hours", "no limit"),
         ("sandbox-connections", "no limit"),
         ("cpu-count", "2"),
@@ -121,6 +124,7 @@ impl Config {
                 data_dir: sources
                     .checked("data-dir", absolute_path)?
                     .unwrap_or_else(|| PathBuf::from(DEFAULT_DATA_DIR)),
+                driver: sources.checked("storage", storage)?.flatten(),
             },
             limits: Limits {
                 max_timeout: sources
@@ -177,6 +181,15 @@ fn tls_files(sources: &Sources) -> Result<Option<TlsFiles>, ConfigError> {
         (None, None) => Ok(None),
         (Some(_), None) => sources.checked("tls-cert", |_| Err("enough alone: give tls-key too")),
         (None, Some(_)) => sources.checked("tls-key", |_| Err("enough alone: give tls-cert too")),
+    }
+}
+
+fn storage(text: &str) -> Result<Option<StorageDriver>, &'static str> {
+    match text {
+        "auto" => Ok(None),
+        "plain" => Ok(Some(StorageDriver::Plain)),
+        "btrfs" => Ok(Some(StorageDriver::Btrfs)),
+        _ => Err("auto, plain or btrfs"),
     }
 }
 

@@ -262,6 +262,9 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// Removes a template with its builds, or one tag of it with its build (the last tag takes the
     /// template along). `InUse` when a sandbox was made from it; `Missing` when it is not there.
     async fn remove_template(&self, id: &TemplateId, tag: Option<&str>) -> Result<(), StoreError>;
+    /// Forgets the builds of templates that are no snapshots which neither a tag nor a sandbox has
+    /// any more, of templates whose newest build was assigned before this time. Says how many.
+    async fn drop_superseded(&self, before: Timestamp) -> Result<usize, StoreError>;
     /// Every build there is.
     async fn builds(&self) -> Result<Vec<BuildId>, StoreError>;
     /// Every template visible to the team: its own, public ones and global ones, oldest first. Those

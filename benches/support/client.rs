@@ -142,6 +142,18 @@ impl Client {
         self.ask(request, None, StatusCode::NO_CONTENT).await.map(drop)
     }
 
+    /// Makes a snapshot of a sandbox; its answer's status must be 201.
+    pub(crate) async fn snapshot(&mut self, sandbox: &Sandbox) -> anyhow::Result<()> {
+        let request = Request::post(format!("/sandboxes/{}/snapshots", sandbox.id))
+            .header("x-api-key", &self.key)
+            .header("content-type", "application/json");
+        let answer = self.send(request, "{}".into()).await?;
+        let status = answer.status();
+        let body = answer.into_body().collect().await?.to_bytes();
+        ensure!(status == StatusCode::CREATED, "snapshot: {status} {}", String::from_utf8_lossy(&body));
+        Ok(())
+    }
+
     fn rpc(sandbox: &Sandbox, method: &str, kind: &str) -> http::request::Builder {
         let request = Request::post(format!("/process.Process/{method}"))
             .header("content-type", kind)

@@ -32,7 +32,11 @@ pub(crate) struct Server {
 
 /// A data directory that outlives single servers.
 #[derive(Debug)]
-pub(crate) struct Home(TempDir);
+pub(crate) struct Home {
+    directory: TempDir,
+    /// Of every server here, besides the usual ones.
+    flags: &'static [&'static str],
+}
 
 /// A process that is asked to end, and made to, when its owner goes.
 #[derive(Debug)]
@@ -45,11 +49,11 @@ impl Home {
         let home = tempfile::Builder::new().prefix("firkin-bench-").tempdir_in("/var/tmp")?;
         // The gateway is an ordinary user and must pass through.
         fs::set_permissions(home.path(), fs::Permissions::from_mode(0o755))?;
-        Ok(Self(home))
+        Ok(Self { directory: home, flags: &[] })
     }
 
     pub(crate) fn path(&self) -> &Path {
-        self.0.path()
+        self.directory.path()
     }
 
     /// Starts a server here; what it prints goes to this pipe.
@@ -58,6 +62,7 @@ impl Home {
         let child = Command::new(binary()?)
             .args(["serve", "--stop-sandboxes", "--listen", listen, "--data-dir"])
             .arg(self.path().join("data"))
+            .args(self.flags)
             .stdin(Stdio::null())
             .stdout(output)
             .stderr(log)
@@ -75,7 +80,12 @@ impl Home {
 impl Server {
     /// Starts a server and waits until it is ready.
     pub(crate) fn start() -> anyhow::Result<Self> {
-        let home = Home::new()?;
+        Self::start_with(&[])
+    }
+
+    /// The same with further flags.
+    pub(crate) fn start_with(flags: &'static [&'static str]) -> anyhow::Result<Self> {
+        let home = Home { flags, ..Home::new()? };
         let (process, output, address, key) = ready(&home)?;
         let key = key.context("the first start prints a key")?;
         Ok(Self { address, key, process, output: Some(output), home })

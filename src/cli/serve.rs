@@ -50,6 +50,10 @@ pub(super) struct ServeArgs {
     /// Longest run of a sandbox, in hours [default: no limit]
     #[arg(long, value_name = "HOURS")]
     max_timeout_hours: Option<String>,
+    /// How sandboxes' disks are kept: btrfs (snapshots at once, sizes enforced), plain, or auto: btrfs
+    /// where --data-dir is on it, else plain [default: auto]
+    #[arg(long, value_name = "DRIVER")]
+    storage: Option<String>,
     /// End all sandboxes when the server stops; without it they stay and the next start finds them
     #[arg(long)]
     stop_sandboxes: bool,
@@ -59,13 +63,14 @@ pub(super) struct ServeArgs {
 
 impl ServeArgs {
     /// The flags that are settings.
-    pub(super) fn flags(&self) -> [(&'static str, Option<String>); 5] {
+    pub(super) fn flags(&self) -> [(&'static str, Option<String>); 6] {
         [
             ("listen", self.listen.clone()),
             ("domain", self.domain.clone()),
             ("tls-cert", self.tls_cert.clone()),
             ("tls-key", self.tls_key.clone()),
             ("max-timeout-hours", self.max_timeout_hours.clone()),
+            ("storage", self.storage.clone()),
         ]
     }
 }
@@ -79,7 +84,7 @@ pub(super) fn run(args: &ServeArgs, config: &Config) -> anyhow::Result<ExitCode>
     }
     let guest = embedded::guest().context("this binary carries no guest; build it with `make build`")?;
     telemetry::start(&config.log)?;
-    let prepared = warden::prepare(&config.storage.data_dir)?;
+    let prepared = warden::prepare(&config.storage.data_dir, config.storage.driver)?;
     let listener = TcpListener::bind(config.network.listen).with_context(|| {
         format!("cannot listen on {}; choose another address with --listen", config.network.listen)
     })?;

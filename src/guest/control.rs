@@ -81,6 +81,10 @@ pub(super) fn answer(guest: &Guest, frame: &[u8]) -> Option<FromGuest> {
             awake::thaw();
             (seq, None)
         }
+        Ok(ToGuest::Disk { seq, used_bytes }) => {
+            guest.disk().tell(used_bytes);
+            (seq, None)
+        }
         Ok(ToGuest::Ping { seq }) => (seq, None),
         Err(error) => {
             let Numbered { seq } = serde_json::from_slice(frame).ok()?;

@@ -49,6 +49,7 @@ fn guest() -> Guest {
         default_user: "root".to_owned(),
         default_workdir: None,
         now_unix_ns: 0,
+        disk_bytes: 0,
         entropy: String::new(),
     });
     guest

@@ -4,6 +4,7 @@ mod accept;
 mod awake;
 mod boot;
 mod control;
+pub(crate) mod disk;
 pub(crate) mod entry;
 pub(crate) mod failure;
 pub(crate) mod filesystem;

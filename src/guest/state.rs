@@ -17,6 +17,7 @@ use jiff::Timestamp;
 use crate::{
     clock::{Clock, SystemClock},
     guest::{
+        disk::Disk,
         logs::Logs,
         meminfo::Meminfo,
         users::{User, Users},
@@ -45,6 +46,7 @@ struct Shared {
     machine: Machine,
     marks: Option<PathBuf>,
     meminfo: Meminfo,
+    disk: Disk,
     logs: Logs,
     clock: Box<dyn Clock>,
     entropy: Box<dyn Entropy>,
@@ -88,6 +90,7 @@ impl Guest {
             machine,
             marks,
             meminfo: Meminfo::default(),
+            disk: Disk::default(),
             logs: Logs::default(),
             clock: Box::new(SystemClock),
             entropy: Box::new(OsEntropy),
@@ -96,6 +99,7 @@ impl Guest {
 
     /// Takes a new identity, whole.
     pub(crate) fn introduce(&self, init: Init) {
+        self.0.disk.resize(init.disk_bytes);
         *self.0.identity.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(init));
     }
 
@@ -145,6 +149,11 @@ impl Guest {
     /// The directory for the marks of a sandbox; none outside a machine.
     pub(crate) fn marks(&self) -> Option<&Path> {
         self.0.marks.as_deref()
+    }
+
+    /// How full its disk is.
+    pub(crate) fn disk(&self) -> &Disk {
+        &self.0.disk
     }
 
     /// Log lines for the gateway.
@@ -208,6 +217,7 @@ pub(crate) mod tests {
             default_user: "root".to_owned(),
             default_workdir: None,
             now_unix_ns: 0,
+            disk_bytes: 0,
             entropy: String::new(),
         }
     }

@@ -124,6 +124,7 @@ impl Identity {
             default_user: "user".to_owned(),
             default_workdir: None,
             now_unix_ns: self.now_ns(),
+            disk_bytes: u64::from(spec.resources.disk_mb) << 20,
             entropy: STANDARD.encode(entropy),
         }
     }

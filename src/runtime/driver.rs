@@ -272,6 +272,8 @@ impl Driver {
     /// The first sample is there at once; the sampler goes on.
     fn measure(&self, active: &Active) {
         let (samples, machine) = (Arc::clone(&active.samples), Arc::clone(&active.machine));
+        // Its guest may be a new one, which knows nothing.
+        samples.disk_told(0);
         let (resources, now) = (active.record.spec.resources, self.world.clock.now());
         tokio::spawn(async move { samples.sample(&*machine, resources, now).await });
     }

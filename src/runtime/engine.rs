@@ -15,6 +15,7 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
+use tokio::sync::oneshot;
 
 use crate::{
     id::{BuildId, SandboxId},
@@ -67,6 +68,8 @@ pub struct MachineStats {
     pub disk_bytes: u64,
     /// Processes.
     pub processes: u64,
+    /// Processes that were ended because the disk was far over its size.
+    pub writers_ended: u64,
 }
 
 /// An image, and what it lies on.
@@ -166,9 +169,16 @@ pub trait Engine: Send + Sync + fmt::Debug {
     async fn kept(&self) -> Result<Vec<SandboxId>, EngineError>;
 
     /// Makes image `build` of a sandbox's disk as it is now, on top of the image that it runs on.
-    /// Legal when its machine is frozen, or when it has none and its disk was kept. All or nothing;
-    /// one that is dropped may still leave its image, which `images` names.
-    async fn seal(&self, sandbox: SandboxId, build: BuildId) -> Result<(), EngineError>;
+    /// Legal when its machine is frozen, or when it has none and its disk was kept. When `copied`
+    /// hears of it the machine may go on, be ended, or be sealed again, while the image is made
+    /// durable; when this returns the image is there. All or nothing; one that is dropped may still
+    /// leave its image, which `images` names.
+    async fn seal(
+        &self,
+        sandbox: SandboxId,
+        build: BuildId,
+        copied: oneshot::Sender<()>,
+    ) -> Result<(), EngineError>;
 
     /// The images of this host.
     async fn images(&self) -> Result<Vec<ImageUse>, EngineError>;

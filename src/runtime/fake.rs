@@ -32,6 +32,8 @@ pub use self::{
     guest::GuestView,
     service::{Handler, Service},
 };
+use tokio::sync::oneshot;
+
 use self::{
     disk::{FakeDisk, Images},
     machine::{Body, FakeMachine},
@@ -232,8 +234,15 @@ impl Engine for FakeEngine {
         Ok(self.disks())
     }
 
-    async fn seal(&self, sandbox: SandboxId, build: BuildId) -> Result<(), EngineError> {
-        self.host.seal(sandbox, build).await
+    async fn seal(
+        &self,
+        sandbox: SandboxId,
+        build: BuildId,
+        copied: oneshot::Sender<()>,
+    ) -> Result<(), EngineError> {
+        self.host.seal(sandbox, build).await?;
+        let _ = copied.send(());
+        Ok(())
     }
 
     async fn images(&self) -> Result<Vec<ImageUse>, EngineError> {

@@ -17,7 +17,10 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
-use tokio::sync::broadcast::{self, error::RecvError};
+use tokio::sync::{
+    broadcast::{self, error::RecvError},
+    oneshot,
+};
 use tokio_util::sync::CancellationToken;
 
 use self::{client::WeakClient, link::NamespaceLink};
@@ -137,7 +140,7 @@ impl Engine for NamespaceEngine {
             kept_disk: spec.disk == Disk::Kept,
         });
         let (client, exits) = (self.client.clone(), Arc::clone(&self.exits));
-        let (hand_over, made) = tokio::sync::oneshot::channel();
+        let (hand_over, made) = oneshot::channel();
         // Its own task: the caller may go away at any time, the machine must not be left behind.
         tokio::spawn(async move {
             let _turn = turn;
@@ -186,8 +189,13 @@ impl Engine for NamespaceEngine {
         self.client.kept().await.map_err(|error| error.during("list kept disks"))
     }
 
-    async fn seal(&self, sandbox: SandboxId, build: BuildId) -> Result<(), EngineError> {
-        let answer = self.client.call(Call::Seal { sandbox, build }).await;
+    async fn seal(
+        &self,
+        sandbox: SandboxId,
+        build: BuildId,
+        copied: oneshot::Sender<()>,
+    ) -> Result<(), EngineError> {
+        let answer = self.client.seal(sandbox, build, copied).await;
         answer.map(drop).map_err(|error| error.during("make an image of the sandbox"))
     }
 
@@ -324,6 +332,7 @@ impl Machine for NamespaceMachine {
                 memory_limit_bytes: stats.memory_limit_bytes,
                 disk_bytes: stats.disk_bytes,
                 processes: stats.processes,
+                writers_ended: stats.writers_ended,
             }),
             _ => Err(ClientError::Unexpected.during("measure the machine")),
         }

@@ -64,10 +64,13 @@ use crate::{
     runtime::engine::Engine,
     sandbox::{Egress, SandboxRecord, SandboxSpec, SandboxState},
     store::Store,
+    wire::control::ToGuest,
 };
 
 /// How long a kill is waited for: its answer comes when no process is left, or after this.
 pub const KILL_BOUND: Duration = Duration::from_secs(5);
+/// How long a guest has to hear how full its disk is.
+const TELLING: Duration = Duration::from_secs(1);
 /// How long a shutdown takes at most.
 pub const SHUTDOWN_BOUND: Duration = Duration::from_secs(10);
 
@@ -509,9 +512,27 @@ async fn sample(handles: Weak<Handles>, clock: Arc<dyn Clock>) {
         let Some(serving) = handles.upgrade().map(|handles| handles.serving()) else { return };
         let measures = futures_util::stream::iter(serving).map(|live| {
             let now = clock.now();
-            async move { live.samples.sample(&*live.machine, live.record.spec.resources, now).await }
+            async move { measure(&live, now).await }
         });
         measures.buffer_unordered(samples::AT_ONCE).collect::<()>().await;
+    }
+}
+
+/// Measures a serving sandbox; its guest, and its owner, hear what they should.
+async fn measure(live: &Live, now: Timestamp) {
+    let samples = &live.samples;
+    samples.sample(&*live.machine, live.record.spec.resources, now).await;
+    let ended = samples.writers_ended();
+    if ended > 0 {
+        let text = format!("the disk is far over its size: {ended} processes that wrote to it were ended");
+        live.logs.note("warn", &text, now);
+    }
+    if let Some(used_bytes) = samples.disk_news() {
+        let told = live.asker.ask(move |seq| ToGuest::Disk { seq, used_bytes });
+        // A guest that is about to be frozen, or is of an earlier version, is told again.
+        if let Ok(Ok(())) = tokio::time::timeout(TELLING, told).await {
+            samples.disk_told(used_bytes);
+        }
     }
 }
 

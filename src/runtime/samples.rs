@@ -27,6 +27,9 @@ const COARSE_STEP_S: i64 = 300;
 /// Samples of the long history: seven days.
 const COARSE: usize = 2016;
 
+/// The guest is told of every such part of its disk's size.
+const DISK_STEPS: u64 = 1024;
+
 /// What one sandbox used at one moment.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Sample {
@@ -58,6 +61,11 @@ struct Kept {
     coarse: VecDeque<Sample>,
     /// CPU time at the last sample, and when that was.
     cpu: Option<(u64, Timestamp)>,
+    /// What the guest was told that its disk holds, in bytes.
+    disk_told: u64,
+    /// Processes that were ended for what they wrote, as far as their owner was told.
+    writers_told: u64,
+    writers_ended: u64,
 }
 
 // === impl History ===
@@ -69,6 +77,29 @@ impl History {
             Ok(stats) => self.keep(&stats, resources, now),
             Err(error) => tracing::debug!(%error, "a machine was not measured"),
         }
+    }
+
+    /// What the guest should be told that its disk holds, in bytes: when that has changed by a part of
+    /// its size, and when it has become full or is so no more.
+    pub(super) fn disk_news(&self) -> Option<u64> {
+        let kept = self.0.lock();
+        let Sample { disk_used: used, disk_total: size, .. } = kept.fine.back()?;
+        let crossed = (used >= size) != (kept.disk_told >= *size);
+        let moved = used.abs_diff(kept.disk_told) >= (size / DISK_STEPS).max(1);
+        (crossed || moved).then_some(*used)
+    }
+
+    /// It was told.
+    pub(super) fn disk_told(&self, used: u64) {
+        self.0.lock().disk_told = used;
+    }
+
+    /// How many processes were ended for what they wrote since this was asked last.
+    pub(super) fn writers_ended(&self) -> u64 {
+        let mut kept = self.0.lock();
+        let ended = kept.writers_ended.saturating_sub(kept.writers_told);
+        kept.writers_told = kept.writers_ended;
+        ended
     }
 
     /// The newest sample.
@@ -110,6 +141,8 @@ impl History {
             disk_used: stats.disk_bytes,
             disk_total: u64::from(resources.disk_mb) << 20,
         };
+        kept.writers_ended = stats.writers_ended;
+        kept.writers_told = kept.writers_told.min(stats.writers_ended);
         push(&mut kept.fine, sample, FINE);
         let due = kept
             .coarse
@@ -207,5 +240,22 @@ mod tests {
         assert!((600..=700).contains(&week.len()), "{}", week.len());
         let day = history.between(at(end - 86_400), at(end), Duration::from_mins(5));
         assert!((280..=290).contains(&day.len()), "{}", day.len());
+    }
+
+    #[test]
+    fn a_guest_is_told_of_its_disk_when_that_matters() {
+        let history = History::default();
+        let keep = |disk_bytes: u64| history.keep(&MachineStats { disk_bytes, ..used(0) }, SIZE, at(0));
+        assert_eq!(history.disk_news(), None, "nothing is known");
+        keep(1000);
+        assert_eq!(history.disk_news(), None, "it is next to nothing");
+        keep(7 << 20);
+        assert_eq!(history.disk_news(), Some(7 << 20));
+        history.disk_told(7 << 20);
+        assert_eq!(history.disk_news(), None);
+        keep((1 << 30) - 5);
+        history.disk_told((1 << 30) - 5);
+        keep(1 << 30);
+        assert_eq!(history.disk_news(), Some(1 << 30), "it is full");
     }
 }

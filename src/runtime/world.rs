@@ -53,7 +53,7 @@ pub enum Phase {
     Stopped,
     /// The machine is frozen so that an image can be made of it.
     SealFrozen,
-    /// The image exists; the machine is frozen still, and nobody knows of it.
+    /// Its disk is copied; the machine is frozen still, and the image may not be there yet.
     Sealed,
     /// A frozen machine runs again; it is recorded as paused.
     Thawed,

@@ -301,6 +301,39 @@ async fn tags_of_templates(store: &dyn Store) {
     assert_eq!(shown(&snap).await, [("default".to_owned(), second.id, at(60))]);
 }
 
+async fn superseded_builds(store: &dyn Store) {
+    let team = team(store, "superseded").await;
+    let made = template(Some(team.id), &["often-built"]);
+    store.put_template(made.clone()).await.unwrap();
+    let build = |number: i64| Build {
+        id: BuildId::generate(&OsEntropy),
+        template: made.id.clone(),
+        resources: RESOURCES,
+        fingerprint: None,
+        created_at: at(number),
+    };
+    let (used, tagged, plain, newest) = (build(10), build(11), build(12), build(13));
+    for one in [&used, &tagged, &plain, &newest] {
+        store.add_build(one.clone()).await.unwrap();
+    }
+    store.assign_tags(&made.id, vec!["kept".to_owned()], tagged.id, at(13)).await.unwrap();
+    let mut record = sandbox(team.id, 1, SandboxState::Paused);
+    record.spec.template = made.id.clone();
+    record.spec.build = used.id;
+    store.put_sandbox(record.clone()).await.unwrap();
+    let builds = async || {
+        let builds = store.template_builds(&made.id).await.unwrap();
+        builds.into_iter().map(|build| build.id).collect::<Vec<_>>()
+    };
+    assert_eq!(store.drop_superseded(at(13)).await.unwrap(), 0, "it was assigned just now");
+    assert_eq!(store.drop_superseded(at(14)).await.unwrap(), 1);
+    assert_eq!(builds().await, [newest.id, tagged.id, used.id]);
+    store.remove_sandbox(record.id).await.unwrap();
+    assert_eq!(store.drop_superseded(at(14)).await.unwrap(), 1);
+    assert_eq!(builds().await, [newest.id, tagged.id]);
+    store.remove_template(&made.id, None).await.unwrap();
+}
+
 async fn sandboxes_in_order(store: &dyn Store) {
     let ours = TeamId::generate(&OsEntropy);
     let mut records: Vec<_> = (0..4).map(|n| sandbox(ours, n / 2, SandboxState::Running)).collect();
@@ -401,6 +434,7 @@ every_store! {
     templates_and_names
     snapshots_and_tags
     tags_of_templates
+    superseded_builds
     sandboxes_in_order
     idempotency_keys
 }

@@ -394,6 +394,27 @@ impl Store for MemoryStore {
         Ok(())
     }
 
+    async fn drop_superseded(&self, before: Timestamp) -> Result<usize, StoreError> {
+        let mut tables = self.tables.lock();
+        let superseded: Vec<BuildId> = tables
+            .builds
+            .values()
+            .filter(|build| {
+                let template = tables.templates.iter().find(|template| template.id == build.template);
+                template.is_some_and(|template| {
+                    template.updated_at < before
+                        && template.build.as_ref().is_some_and(|default| default.id != build.id)
+                })
+            })
+            .filter(|build| !tables.is_snapshot(&build.template))
+            .map(|build| build.id)
+            .filter(|build| !tables.tags.values().any(|tagged| tagged == build))
+            .filter(|build| !tables.sandboxes.values().any(|record| record.spec.build == *build))
+            .collect();
+        tables.builds.retain(|id, _| !superseded.contains(id));
+        Ok(superseded.len())
+    }
+
     async fn builds(&self) -> Result<Vec<BuildId>, StoreError> {
         Ok(self.tables.lock().builds.keys().copied().collect())
     }

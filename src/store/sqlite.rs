@@ -168,6 +168,11 @@ impl Store for SqliteStore {
         self.writer.run(Durability::Host, remove).await
     }
 
+    async fn drop_superseded(&self, before: Timestamp) -> Result<usize, StoreError> {
+        let drop = move |db: &Connection| writes::drop_superseded(db, before);
+        self.writer.run(Durability::Host, drop).await
+    }
+
     async fn builds(&self) -> Result<Vec<BuildId>, StoreError> {
         self.reader.run(Durability::Process, reads::builds).await
     }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use tokio::sync::oneshot;
 
 use crate::{
     id::{BuildId, SandboxId},
@@ -54,7 +55,12 @@ impl Engine for VzEngine {
         Err(refusal("kept"))
     }
 
-    async fn seal(&self, _sandbox: SandboxId, _build: BuildId) -> Result<(), EngineError> {
+    async fn seal(
+        &self,
+        _sandbox: SandboxId,
+        _build: BuildId,
+        _copied: oneshot::Sender<()>,
+    ) -> Result<(), EngineError> {
         Err(refusal("seal"))
     }
 

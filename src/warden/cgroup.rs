@@ -301,6 +301,13 @@ impl Cgroups {
         stats
     }
 
+    /// The numbers of the user's processes in a machine, one a line.
+    pub(crate) fn work_processes(&self, name: &str) -> Option<String> {
+        let groups = self.hierarchies.iter().map(|hierarchy| hierarchy.root().join(name).join("work"));
+        let mut found = groups.filter_map(|group| fs::read_to_string(group.join("cgroup.procs")).ok());
+        found.find(|procs| !procs.is_empty())
+    }
+
     /// Whether a process is in the machine's groups, by its `/proc/<pid>/cgroup`.
     pub(crate) fn holds(&self, instance: Instance, name: &str, membership: &str) -> bool {
         let inner = format!("/{}/{name}", instance.cgroup());

@@ -10,6 +10,10 @@
 //!       mask/ supplement/ only of a host view: the layers over the host's own /usr
 //!       usr/              only of a snapshot on a host view: the layer at /usr
 //!       integrity.json    only of a snapshot: what each layer held when it was made
+//!       disk/             only of a snapshot on btrfs, instead of root, usr and integrity.json: a
+//!                         read-only snapshot of the sandbox's subvolume, told in image.json
+//!     .pool/              a btrfs of the server's own (`storage`): images of sandboxes lie in it
+//!                         as they do here
 //!     .trash-<build>/     being removed; finished by the next maker if that is cut short
 //! ```
 //! An image never changes once it has its name, so it is read without a lock. The files of a
@@ -27,6 +31,10 @@ use rustix::{
 };
 use serde::{Deserialize, Serialize};
 
+use super::{
+    machine::room,
+    storage::{DISK, POOL, btrfs},
+};
 use crate::{
     id::BuildId,
     wire::warden::{ImageInfo, ImageKind, ImageUse},
@@ -153,6 +161,9 @@ pub(super) struct Manifest {
     /// The image that its layers lie on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) parent: Option<BuildId>,
+    /// Its layers are those of this snapshot of a subvolume, `disk`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) disk: Option<btrfs::Identity>,
     pub(super) fingerprint: Option<String>,
     pub(super) notice: Option<String>,
 }
@@ -174,11 +185,8 @@ pub fn resolve(store: BorrowedFd<'_>, build: BuildId) -> Result<ImageLayers, Ima
     let Some((first, image)) = lineage.pop() else { return Err(ImageError::Missing(build)) };
     let mut mounts = own_layers(image.as_fd(), &first)?;
     for (manifest, image) in lineage.into_iter().rev() {
-        for mount in &mut mounts {
-            let name = sealed_layer(mount.at);
-            let layer = directory(image.as_fd(), name)
-                .doing(|| format!("open layer {name} of {}", manifest.build))?;
-            mount.lowers.insert(0, layer);
+        for (number, mount) in mounts.iter_mut().enumerate() {
+            mount.lowers.insert(0, sealed_layer(image.as_fd(), &manifest, number, mount.at)?);
         }
     }
     Ok(ImageLayers { mounts, builds })
@@ -210,9 +218,29 @@ fn lineage(store: BorrowedFd<'_>, build: BuildId) -> Result<Vec<(Manifest, Owned
     Ok(lineage)
 }
 
-/// The directory of a snapshot's layer for a mount.
-pub(super) fn sealed_layer(at: &str) -> &'static str {
+/// The name of a copied layer for a mount.
+fn layer_name(at: &str) -> &'static str {
     if at == "usr" { "usr" } else { "root" }
+}
+
+/// A snapshot's layer for a mount of this number.
+fn sealed_layer(
+    image: BorrowedFd<'_>,
+    manifest: &Manifest,
+    number: usize,
+    at: &str,
+) -> Result<OwnedFd, ImageError> {
+    let name = match manifest.disk {
+        Some(_) => format!("{DISK}/{}", room::layer("upper", number)),
+        None => layer_name(at).to_owned(),
+    };
+    directory(image, &name).doing(|| format!("open layer {name} of {}", manifest.build))
+}
+
+/// The server's own btrfs, where there is one.
+pub(super) fn pool(store: BorrowedFd<'_>) -> Option<OwnedFd> {
+    // Opened for reading: it is listed.
+    room::open(store, POOL).ok()
 }
 
 /// Complete images in the order of their builds: after one of them, and at most so many.
@@ -221,8 +249,11 @@ pub(super) fn list(
     after: Option<BuildId>,
     most: usize,
 ) -> Result<Vec<ImageUse>, ImageError> {
-    let mut builds: Vec<BuildId> = tree::names(store)
-        .doing(|| "list the template store".to_owned())?
+    let mut names = tree::names(store).doing(|| "list the template store".to_owned())?;
+    if let Some(pool) = pool(store) {
+        names.extend(tree::names(pool.as_fd()).doing(|| "list the pool".to_owned())?);
+    }
+    let mut builds: Vec<BuildId> = names
         .iter()
         .filter_map(|name| std::str::from_utf8(name).ok()?.parse().ok())
         .filter(|build| after.is_none_or(|after| *build > after))
@@ -264,11 +295,17 @@ pub fn info(store: BorrowedFd<'_>, build: BuildId) -> Result<ImageInfo, ImageErr
 /// their mounts but lose its files, so the caller makes sure that there are none. May take
 /// seconds: run it in a worker.
 pub fn remove(store: BorrowedFd<'_>, build: BuildId) -> Result<(), ImageError> {
+    if let Some(pool) = pool(store) {
+        remove::image(pool.as_fd(), build)?;
+    }
     remove::image(store, build)
 }
 
 /// Removes drafts that nobody works on any more, and what is left of removals.
 pub(super) fn clear_drafts(store: BorrowedFd<'_>) -> Result<(), ImageError> {
+    if let Some(pool) = pool(store) {
+        remove::leftovers(pool.as_fd())?;
+    }
     remove::leftovers(store)
 }
 
@@ -284,7 +321,12 @@ pub(super) fn directory(parent: BorrowedFd<'_>, name: &str) -> Result<OwnedFd, E
 }
 
 fn open(store: BorrowedFd<'_>, build: BuildId) -> Result<OwnedFd, ImageError> {
-    match directory(store, &build.to_string()) {
+    let name = build.to_string();
+    let opened = match directory(store, &name) {
+        Err(Errno::NOENT) => directory(store, &format!("{POOL}/{name}")),
+        opened => opened,
+    };
+    match opened {
         Err(Errno::NOENT) => Err(ImageError::Missing(build)),
         opened => opened.doing(|| format!("open the image of {build}")),
     }

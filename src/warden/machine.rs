@@ -9,7 +9,7 @@
 //! on disk is written after the processes exist and before anybody hears of them: a warden that
 //! finds a directory without a valid record knows that nobody was ever promised that machine.
 
-use std::os::fd::OwnedFd;
+use std::{os::fd::OwnedFd, time::Instant};
 
 use serde::{Deserialize, Serialize};
 
@@ -36,6 +36,9 @@ pub(super) struct Record {
     pub(super) start_time: u64,
     /// Which boot that was.
     pub(super) boot_id: String,
+    /// The size of its disk, in MiB; 0: not known.
+    #[serde(default)]
+    pub(super) disk_mb: u32,
 }
 
 /// A machine that holds something.
@@ -48,8 +51,20 @@ pub(super) struct Machine {
     /// Tells of empty and frozen; with its token in the poll set.
     pub(super) groups: Option<(OwnedFd, u64)>,
     pub(super) frozen: bool,
-    /// Bytes on disk, and when they were counted.
-    pub(super) disk: Option<(std::time::Instant, u64)>,
+    /// What its disk held when that was last counted.
+    pub(super) disk: Option<Counted>,
+    /// Processes that were ended because they wrote too much.
+    pub(super) writers_ended: u64,
+}
+
+/// One count of a disk.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Counted {
+    pub(super) when: Instant,
+    /// Bytes.
+    pub(super) used: u64,
+    /// What the host's file system had left then, in bytes.
+    pub(super) host_free: u64,
 }
 
 /// Where a machine stands.
@@ -105,6 +120,11 @@ impl Record {
         format!("{}.{}.sock", self.sandbox, self.generation)
     }
 
+    /// The size of its disk, in bytes; 0: not known.
+    pub(super) fn disk_size(&self) -> u64 {
+        u64::from(self.disk_mb) << 20
+    }
+
     /// The name of directory and cgroups.
     pub(super) fn name(&self) -> &str {
         self.sandbox.as_str()
@@ -115,7 +135,7 @@ impl Record {
 
 impl Machine {
     pub(super) fn new(record: Record, phase: Phase) -> Self {
-        Self { record, phase, process: None, groups: None, frozen: false, disk: None }
+        Self { record, phase, process: None, groups: None, frozen: false, disk: None, writers_ended: 0 }
     }
 
     /// Whether it may be shown to the gateway.

@@ -31,6 +31,7 @@ pub mod import;
 mod instance;
 mod launch;
 mod machine;
+mod overrun;
 mod packet;
 mod prepare;
 mod privilege;
@@ -40,6 +41,7 @@ mod seccomp;
 mod serve;
 mod slot;
 mod slots;
+mod storage;
 mod syscall;
 mod worker;
 

@@ -6,8 +6,9 @@
 //!   instance      0600 root                    again: it opens every child once, checks it,
 //!   gateway/      0700 the gateway's user      and keeps the descriptors
 //!   run/          0750 root, gateway's group
-//!   templates/    0700 root
-//!   machines/     0700 root, mounted on itself nosuid,nodev: sandboxes put setuid files there
+//!   templates/    0700 root; with --storage btrfs also pool.img, and where it is mounted (`storage`)
+//!   machines/     0700 root, mounted on itself (or the pool on it) nosuid,nodev: sandboxes put
+//!                 setuid files there
 //! ```
 
 use std::{
@@ -30,7 +31,9 @@ use rustix::{
 use super::{
     At, WardenError, cgroup,
     instance::{Claim, Instance},
+    storage::{self, Driver},
 };
+use crate::wire::warden::StorageDriver;
 
 /// Where the host's instances are listed.
 const REGISTRY: &str = "/run/firkin/instances";
@@ -46,13 +49,16 @@ pub struct Prepared {
     pub(crate) run: OwnedFd,
     pub(crate) templates: OwnedFd,
     pub(crate) machines: OwnedFd,
+    /// How new disks are made.
+    pub(crate) driver: Driver,
     lock: File,
     path: PathBuf,
 }
 
 /// Makes and checks the data directory, takes its lock and an instance number, and makes the
-/// mount that its machines need. Run as root, in a process with one thread.
-pub fn prepare(data_dir: &Path) -> Result<Prepared, WardenError> {
+/// mounts that its machines need. `storage`: how disks are to be kept; none: as it is best. Run as
+/// root, in a process with one thread.
+pub fn prepare(data_dir: &Path, storage: Option<StorageDriver>) -> Result<Prepared, WardenError> {
     if !rustix::process::geteuid().is_root() {
         return Err(WardenError::NotRoot);
     }
@@ -76,8 +82,11 @@ pub fn prepare(data_dir: &Path) -> Result<Prepared, WardenError> {
     let run = root_room(data.as_fd(), "run", id, 0o750).at("make DATA/run")?;
     let templates = root_room(data.as_fd(), "templates", 0, 0o700).at("make DATA/templates")?;
     let machines = root_room(data.as_fd(), "machines", 0, 0o700).at("make DATA/machines")?;
-    let machines = mount_on_itself(data.as_fd(), machines).at("mount DATA/machines nosuid,nodev")?;
-    Ok(Prepared { claim, data, run, templates, machines, lock, path: data_dir.to_owned() })
+    let (driver, place) = storage::choose(templates.as_fd(), machines.as_fd(), storage).map_err(refuse)?;
+    let place = place.as_ref().map(AsFd::as_fd);
+    let machines = mount_on_itself(data.as_fd(), machines, place).at("mount DATA/machines nosuid,nodev")?;
+    tracing::info!(storage = driver.name(), "disks of sandboxes");
+    Ok(Prepared { claim, data, run, templates, machines, driver, lock, path: data_dir.to_owned() })
 }
 
 // === impl Prepared ===
@@ -122,10 +131,15 @@ impl Prepared {
 
     /// Undoes what a server without machines no longer needs: the mount and the number.
     pub(crate) fn release(&self) {
-        if is_mount_root(self.machines.as_fd()).unwrap_or(false) {
-            let target = proc_path(self.machines.as_fd());
-            if let Err(error) = mount::unmount(&target, UnmountFlags::DETACH) {
-                tracing::warn!(%error, "the mount of DATA/machines stays");
+        let pool = open_beneath(self.templates.as_fd(), storage::POOL);
+        for (name, mounted) in
+            [("machines", Some(self.machines.as_fd())), ("the pool", pool.as_ref().ok().map(AsFd::as_fd))]
+        {
+            let Some(mounted) = mounted.filter(|mounted| is_mount_root(*mounted).unwrap_or(false)) else {
+                continue;
+            };
+            if let Err(error) = mount::unmount(proc_path(mounted), UnmountFlags::DETACH) {
+                tracing::warn!(%error, "the mount of {name} stays");
             }
         }
         self.claim.release();
@@ -275,17 +289,26 @@ fn may_change_hands(stat: &Stat) -> bool {
     stat.st_nlink == 1 && (stat.st_uid == 0 || Instance::is_gateway_id(stat.st_uid))
 }
 
-/// Mounts the directory on itself, or finds it mounted by an earlier warden.
-fn mount_on_itself(data: BorrowedFd<'_>, machines: OwnedFd) -> io::Result<OwnedFd> {
+/// Mounts the directory on itself, or `place` on it, or finds it mounted by an earlier warden.
+fn mount_on_itself(
+    data: BorrowedFd<'_>,
+    machines: OwnedFd,
+    place: Option<BorrowedFd<'_>>,
+) -> io::Result<OwnedFd> {
     let machines = if is_mount_root(machines.as_fd())? {
         machines
     } else {
         let path = proc_path(machines.as_fd());
-        mount::mount_bind(&path, &path)?;
+        mount::mount_bind(place.map_or_else(|| path.clone(), proc_path), &path)?;
         open_beneath(data, "machines")?
     };
     if !is_mount_root(machines.as_fd())? {
         return Err(io::Error::other("the mount did not appear"));
+    }
+    if let Some(place) = place
+        && fs::fstat(place)?.st_ino != fs::fstat(&machines)?.st_ino
+    {
+        return Err(io::Error::other("an earlier server has mounted another directory: unmount it"));
     }
     let path = proc_path(machines.as_fd());
     mount::mount_remount(&path, MountFlags::BIND | MountFlags::NOSUID | MountFlags::NODEV, "")?;
@@ -297,7 +320,7 @@ fn mount_on_itself(data: BorrowedFd<'_>, machines: OwnedFd) -> io::Result<OwnedF
     }
 }
 
-fn is_mount_root(dir: BorrowedFd<'_>) -> io::Result<bool> {
+pub(super) fn is_mount_root(dir: BorrowedFd<'_>) -> io::Result<bool> {
     let stat = fs::statx(dir, "", AtFlags::EMPTY_PATH, fs::StatxFlags::BASIC_STATS)?;
     Ok(stat.stx_attributes.contains(fs::StatxAttributes::MOUNT_ROOT))
 }

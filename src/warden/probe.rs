@@ -20,6 +20,7 @@ use super::{
     instance::{INSTANCES, Instance},
     machine::room,
     slot::Slot,
+    storage::{self, Driver},
     syscall::{self, MountAttr},
 };
 use crate::wire::warden::ProbeResult;
@@ -67,6 +68,7 @@ pub fn all(data: BorrowedFd<'_>) -> Vec<ProbeResult> {
             "needs overlayfs of kernel 5.11 or newer, and a file system with user.* attributes",
         ),
         hardlinks(data),
+        disks(data),
         optional(
             "merged /usr",
             merged_usr(),
@@ -179,6 +181,28 @@ fn hardlinks(data: BorrowedFd<'_>) -> ProbeResult {
         "`base` is stable when the host is upgraded",
         "the live view `host` is used; put --data-dir on the file system of /usr for the stable one",
     )
+}
+
+/// How sandboxes' disks are kept here, unless an option says otherwise.
+fn disks(data: BorrowedFd<'_>) -> ProbeResult {
+    let (driver, possible) = storage::probe(data);
+    let advice = "snapshots are copies, and the size of a disk is only measured; ";
+    let mut probe = optional(
+        "btrfs under the data directory",
+        if driver == Driver::Plain { Err(io::Error::other("")) } else { Ok(()) },
+        driver.name(),
+        &match possible {
+            Ok(()) => format!("{advice}`--storage btrfs` makes a btrfs of its own there"),
+            Err(reason) => format!("{advice}put --data-dir on btrfs ({reason})"),
+        },
+    );
+    if !probe.present {
+        "plain directories".clone_into(&mut probe.used);
+    } else if driver != (Driver::Btrfs { limits: true }) {
+        "the size of a disk is only measured; `btrfs quota enable` gives it a limit"
+            .clone_into(&mut probe.advice);
+    }
+    probe
 }
 
 fn merged_usr() -> io::Result<()> {

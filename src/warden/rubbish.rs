@@ -15,6 +15,8 @@ use rustix::{
     io::Errno,
 };
 
+use super::storage;
+
 /// Directories open at once on the way down.
 const DEPTH: usize = 64;
 /// Hard links remembered, so that each file counts once.
@@ -42,6 +44,10 @@ fn clear(
 ) -> io::Result<()> {
     for (name, kind) in entries(directory)? {
         let removed = if kind == FileType::Directory {
+            // Subvolumes are the server's own, right below a machine's directory.
+            if depth == 1 && subvolume(directory, &name)? {
+                continue;
+            }
             if depth + 1 < DEPTH {
                 let inner = open(directory, &name)?;
                 clear(top, inner.as_fd(), depth + 1, lifted, deep)?;
@@ -60,6 +66,15 @@ fn clear(
         }
     }
     Ok(())
+}
+
+/// Removes a subvolume with all that it holds. False: the directory is none.
+fn subvolume(directory: BorrowedFd<'_>, name: &CString) -> io::Result<bool> {
+    let inode = match rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Err(Errno::NOENT) => return Ok(true),
+        stat => stat?.st_ino,
+    };
+    storage::remove(directory, name.to_bytes(), inode)
 }
 
 /// Bytes that a machine's writable layers hold on disk, without what lies deeper than a walk goes.

@@ -29,14 +29,16 @@ const LONGEST_LINE: usize = 1 << 20;
 pub(crate) enum Report {
     /// It goes on; for people.
     Progress(String),
+    /// What it copies is copied: that may change again.
+    Copied,
     /// It did what it was for.
     Done,
     /// It made or found an image.
     Image(ImageInfo),
     /// It looked at the host.
     Probes(Vec<ProbeResult>),
-    /// It counted bytes.
-    Bytes(u64),
+    /// It counted bytes; and ended so many processes that wrote too many.
+    Bytes { used: u64, ended: u64 },
     /// There was no room for it.
     Full(String),
     /// It could not.
@@ -218,10 +220,13 @@ mod tests {
     fn a_worker_reports_and_is_reaped() {
         let mut worker = Worker::spawn(|reporter| {
             reporter.say(&Report::Progress("half".to_owned()));
-            Report::Bytes(7)
+            Report::Bytes { used: 7, ended: 0 }
         })
         .unwrap();
-        assert_eq!(all(&mut worker), [Report::Progress("half".to_owned()), Report::Bytes(7)]);
+        assert_eq!(
+            all(&mut worker),
+            [Report::Progress("half".to_owned()), Report::Bytes { used: 7, ended: 0 }]
+        );
         let pid = worker.pid;
         drop(worker);
         assert!(rustix::process::test_kill_process(pid).is_err());

@@ -36,6 +36,13 @@ pub enum ToGuest {
         /// The host's clock, nanoseconds since 1970.
         now_unix_ns: i64,
     },
+    /// How much of its disk the machine has used, as its host has counted it.
+    Disk {
+        /// Names the answer.
+        seq: u64,
+        /// Bytes.
+        used_bytes: u64,
+    },
     /// Are you there?
     Ping {
         /// Names the answer.
@@ -60,6 +67,9 @@ pub struct Init {
     pub default_workdir: Option<String>,
     /// The host's clock, nanoseconds since 1970.
     pub now_unix_ns: i64,
+    /// What the machine may write to its disk, in bytes; 0: no limit is known.
+    #[serde(default)]
+    pub disk_bytes: u64,
     /// Fresh random bytes in base64, mixed into the guest's own generators.
     pub entropy: String,
 }

@@ -96,7 +96,8 @@ pub enum Call {
         build: BuildId,
     },
     /// Makes an image of what a sandbox wrote, on top of the image that it runs on. Its machine is
-    /// frozen, or it has none and its layer was kept. Answered with [`Reply::Image`].
+    /// frozen, or it has none and its layer was kept, until [`Event::Copied`]. Answered with
+    /// [`Reply::Image`].
     Seal {
         /// Whose layer.
         sandbox: SandboxId,
@@ -251,6 +252,9 @@ pub struct MachineStats {
     pub disk_bytes: u64,
     /// Processes.
     pub processes: u64,
+    /// Processes that were ended because they wrote too much.
+    #[serde(default)]
+    pub writers_ended: u64,
 }
 
 /// One image as the warden has it on disk.
@@ -293,6 +297,16 @@ pub enum ImageKind {
     Snapshot,
 }
 
+/// How sandboxes' disks are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StorageDriver {
+    /// Directories of any file system: snapshots are copies, sizes are measured.
+    Plain,
+    /// Subvolumes of btrfs: snapshots and sizes are the file system's.
+    Btrfs,
+}
+
 /// Something the gateway did not ask for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
@@ -310,6 +324,11 @@ pub enum Event {
         seq: u64,
         /// What is being done, for people.
         text: String,
+    },
+    /// A seal has copied what it is made of: the machine may go on. The answer is still to come.
+    Copied {
+        /// The request.
+        seq: u64,
     },
 }
 

@@ -269,7 +269,10 @@ pub(crate) async fn an_image_is_made_of_a_disk_and_goes_when_nothing_lies_on_it(
     let read = async |of: &(SandboxId, Arc<dyn Machine>), name| {
         timeout(LONG, (subject.read)(Arc::clone(&of.1), of.0, name)).await.expect("in time")
     };
-    let seal = async |id, build| timeout(LONG, engine.seal(id, build)).await.expect("in time");
+    let seal = async |id, build| {
+        let unheard = tokio::sync::oneshot::channel().0;
+        timeout(LONG, engine.seal(id, build, unheard)).await.expect("in time")
+    };
     let remove = async |build| timeout(LONG, engine.remove_image(build)).await.expect("in time").unwrap();
     let known = async |build: BuildId| -> Option<ImageUse> {
         let images = timeout(LONG, engine.images()).await.expect("in time").unwrap();
@@ -413,6 +416,7 @@ fn init(id: SandboxId) -> Init {
         default_user: "user".to_owned(),
         default_workdir: None,
         now_unix_ns: 1_700_000_000_000_000_000,
+        disk_bytes: 0,
         entropy: "AAAAAAAAAAAAAAAAAAAAAA==".to_owned(),
     }
 }

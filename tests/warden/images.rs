@@ -6,7 +6,7 @@ use firkin::{
     id::{BuildId, OsEntropy, SandboxId},
     runtime::engine::{Disk, Engine as _, EngineError, Machine, MachineSpec},
 };
-use tokio::task::JoinHandle;
+use tokio::{sync::oneshot, task::JoinHandle};
 
 use super::{
     lifecycle::{idle, say, speaks},
@@ -40,7 +40,7 @@ async fn busy(data: &Data, server: &Server) -> Busy {
         std::fs::File::create(bulk.join(number.to_string())).unwrap();
     }
     let engine = Arc::clone(&server.engine);
-    let sealing = tokio::spawn(async move { engine.seal(id, build).await });
+    let sealing = tokio::spawn(async move { engine.seal(id, build, unheard()).await });
     let begun = draft(data, build).join("root/bulk/0");
     until(|| begun.exists() || sealing.is_finished()).await;
     assert!(!sealing.is_finished(), "it was too fast to be looked at");
@@ -49,6 +49,11 @@ async fn busy(data: &Data, server: &Server) -> Busy {
 
 fn draft(data: &Data, build: BuildId) -> PathBuf {
     data.path().join(format!("templates/.new-{build}"))
+}
+
+/// For who does not care when the copying ends.
+fn unheard() -> oneshot::Sender<()> {
+    oneshot::channel().0
 }
 
 async fn until(done: impl Fn() -> bool) {
@@ -119,7 +124,7 @@ async fn a_machine_of_a_snapshot_sees_what_the_first_one_saw() {
     for round in 0..3 {
         let build = BuildId::generate(&OsEntropy);
         last.freeze().await.unwrap();
-        server.engine.seal(sandbox, build).await.unwrap();
+        server.engine.seal(sandbox, build, unheard()).await.unwrap();
         last.thaw().await.unwrap();
         let seen = view(&last).await;
         let of_build = spec(build);
@@ -150,7 +155,7 @@ async fn a_sandbox_stands_still_while_an_image_is_made_of_it() {
     let Busy { id, build, parent, machine, sealing } = busy(&data, &server).await;
     machine.thaw().await.expect_err("it must stay as it is");
     let other = BuildId::generate(&OsEntropy);
-    server.engine.seal(id, other).await.expect_err("one at a time");
+    server.engine.seal(id, other, unheard()).await.expect_err("one at a time");
     assert!(!server.engine.remove_image(parent).await.unwrap());
     assert!(!server.engine.remove_image(build).await.unwrap(), "it is being made");
     assert!(!is_known(&server, build).await, "not before it is complete");
@@ -205,7 +210,7 @@ async fn a_warden_killed_while_it_makes_an_image_leaves_the_sandbox_and_no_image
     assert!(!is_known(&server, build).await);
     until(|| !draft(&data, build).exists()).await;
     let machine = server.engine.adopt(id, &record).await.unwrap().expect("it was not touched");
-    server.engine.seal(id, build).await.expect("it is frozen as it was");
+    server.engine.seal(id, build, unheard()).await.expect("it is frozen as it was");
     machine.shelve().await.unwrap();
     // Its disk is as good as its image.
     let next = MachineSpec { sandbox: id, generation: 2, disk: Disk::Kept, ..spec(parent) };
@@ -230,11 +235,11 @@ async fn no_machine_is_made_of_a_snapshot_that_is_not_what_it_was() {
     told(&machine, &["write /root/file text"]).await;
     machine.shelve().await.unwrap();
     let (low, high) = (BuildId::generate(&OsEntropy), BuildId::generate(&OsEntropy));
-    server.engine.seal(sandbox, low).await.unwrap();
+    server.engine.seal(sandbox, low, unheard()).await.unwrap();
     let of_low = spec(low);
     let child = of_low.sandbox;
     server.engine.create(of_low).await.unwrap().shelve().await.unwrap();
-    server.engine.seal(child, high).await.unwrap();
+    server.engine.seal(child, high, unheard()).await.unwrap();
     for id in [sandbox, child] {
         server.engine.discard(id).await.unwrap();
     }

@@ -19,7 +19,7 @@ use crate::support::host::{Host, assert_unprivileged, status};
 #[test]
 fn the_gateway_holds_no_capability_and_no_root_id_after_start() {
     let Some(data) = Data::new() else { return };
-    let prepared = warden::prepare(&data.path()).unwrap();
+    let prepared = warden::prepare(&data.path(), None).unwrap();
     let (mut report, write) = io::pipe().unwrap();
     let (hold, release) = io::pipe().unwrap();
     // SAFETY: the child only makes system calls until it ends.
@@ -102,10 +102,10 @@ fn a_directory_of_somebody_else_is_not_taken() {
     let Some(data) = Data::new() else { return };
     std::fs::create_dir(data.path()).unwrap();
     std::fs::write(data.path().join("thesis.txt"), "years of work").unwrap();
-    let error = warden::prepare(&data.path()).unwrap_err().to_string();
+    let error = warden::prepare(&data.path(), None).unwrap_err().to_string();
     assert!(error.contains("not firkin's"), "{error}");
     std::fs::remove_file(data.path().join("thesis.txt")).unwrap();
-    drop(warden::prepare(&data.path()).unwrap());
+    drop(warden::prepare(&data.path(), None).unwrap());
     release_unserved(&data);
 }
 

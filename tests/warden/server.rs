@@ -83,7 +83,7 @@ impl Data {
     }
 
     pub(crate) fn fork(&self) -> (OwnedFd, Scope, u32, PathBuf) {
-        let prepared = warden::prepare(&self.path()).unwrap();
+        let prepared = warden::prepare(&self.path(), None).unwrap();
         let scope = Scope { data_dir: self.path(), instance: prepared.instance() };
         let socket = warden::fork(&prepared, &guest(), &[]).unwrap();
         (socket, scope, prepared.gateway_uid(), prepared.run_dir())
@@ -127,7 +127,7 @@ impl Drop for Data {
         if !std::thread::panicking() || !mounts.contains(&*self.path().to_string_lossy()) {
             return;
         }
-        let Ok(prepared) = warden::prepare(&self.path()) else { return };
+        let Ok(prepared) = warden::prepare(&self.path(), None) else { return };
         let Ok(socket) = warden::fork(&prepared, &guest(), &[]) else { return };
         drop(prepared);
         shut_down(&socket);

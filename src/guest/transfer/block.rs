@@ -85,6 +85,11 @@ impl Gathered {
     }
 
     /// Whether a write is due.
+    /// In bytes.
+    pub(super) fn length(&self) -> u64 {
+        self.length as u64
+    }
+
     pub(super) fn is_block(&self) -> bool {
         self.length >= SIZE
     }

@@ -17,6 +17,7 @@ use serde::Deserialize;
 
 use super::{blocking, problem::Problem, upload::Written, user};
 use crate::guest::{
+    disk::Disk,
     entry::UserMetadata,
     failure::{self, is_full},
     filesystem::change::{Owner, ensure_dirs},
@@ -38,6 +39,7 @@ struct Plan {
     sources: Vec<(String, PathBuf)>,
     destination: PathBuf,
     owner: Owner,
+    guest: Guest,
 }
 
 /// Puts the sources together in order, then deletes them.
@@ -76,7 +78,8 @@ fn plan(guest: &Guest, body: &[u8]) -> Result<Plan, Problem> {
         })?;
         sources.push((source, path));
     }
-    Ok(Plan { sources, destination, owner: Owner { uid: user.uid, gid: user.gid } })
+    let owner = Owner { uid: user.uid, gid: user.gid };
+    Ok(Plan { sources, destination, owner, guest: guest.clone() })
 }
 
 // === impl Plan ===
@@ -141,13 +144,18 @@ impl Plan {
     }
 
     fn assemble(&self, mut file: &File) -> Result<(), Problem> {
+        let counts = Disk::holds(file);
         fchown(file, Some(self.owner.uid), Some(self.owner.gid))
             .map_err(|error| failed("error changing file ownership", &self.destination, &error))?;
         for (_, path) in &self.sources {
+            let failed = |error| failed("error composing source", path, &error);
+            let mut source = File::open(path).map_err(failed)?;
+            let length = source.metadata().map_err(failed)?.len();
+            if counts && !self.guest.disk().take(length) {
+                return Err(Problem::full("not enough disk space available"));
+            }
             // The kernel copies: no byte passes through this process.
-            File::open(path)
-                .and_then(|mut source| io::copy(&mut source, &mut file))
-                .map_err(|error| failed("error composing source", path, &error))?;
+            io::copy(&mut source, &mut file).map_err(failed)?;
         }
         Ok(())
     }

@@ -19,6 +19,7 @@ use super::{
 };
 use crate::guest::{
     entry::{UserMetadata, metadata},
+    state::Guest,
     users::User,
 };
 
@@ -106,6 +107,7 @@ async fn read(body: &[u8], cut: usize, boundary: &str, gzip: bool) -> Files {
         path: None,
         metadata: UserMetadata::new(),
         announced: None,
+        guest: Guest::default(),
     };
     let body = Bytes::copy_from_slice(body);
     let pieces: Vec<io::Result<Bytes>> = if body.is_empty() {

@@ -17,13 +17,15 @@ use super::{
     problem::Problem,
 };
 use crate::guest::{
+    disk::Disk,
     entry::{UserMetadata, metadata},
     failure::{self, is_full, is_missing},
     filesystem::change::{Owner, ensure_dirs},
+    state::Guest,
 };
 
 /// Where an upload goes.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(super) struct Target {
     pub(super) path: PathBuf,
     pub(super) owner: Owner,
@@ -31,6 +33,8 @@ pub(super) struct Target {
     pub(super) metadata: UserMetadata,
     /// What the request's `Content-Length` announced, for the message when the disk is full.
     pub(super) announced: Option<u64>,
+    /// Whose disk it goes to.
+    pub(super) guest: Guest,
 }
 
 /// Writes `body` to the target. A failure leaves what was written so far.
@@ -44,18 +48,23 @@ where
     let mut ended = fill(&mut gathered, body).await?;
     let job = target.clone();
     let file = blocking(move || {
+        job.check_room()?;
         let file = job.open()?;
+        let counts = Disk::holds(&file);
+        job.take(counts, &gathered)?;
         gathered.write(&file).map_err(|error| job.write_failed(&error))?;
-        Ok(file)
+        Ok((file, counts))
     })
     .await?;
     if ended {
         return Ok(());
     }
+    let (file, counts) = file;
     let mut writer = Writer::new(file);
     while !ended {
         let mut gathered = Gathered::default();
         ended = fill(&mut gathered, body).await?;
+        target.take(counts, &gathered)?;
         writer.write(gathered).await.map_err(|error| target.write_failed(&error))?;
     }
     writer.settle().await.map_err(|error| target.write_failed(&error))
@@ -128,6 +137,27 @@ impl Target {
         Ok(file)
     }
 
+    /// Refuses, with nothing touched, what cannot have room even in the place of what is there. Blocking.
+    fn check_room(&self) -> Result<(), Problem> {
+        let Some(announced) = self.announced else { return Ok(()) };
+        if self.guest.disk().has_room(announced) {
+            return Ok(());
+        }
+        // Not on the disk, or as large already: it is counted when it is written.
+        let there = fs::metadata(&self.path).map_or(0, |found| found.len());
+        let place = self.path.ancestors().find_map(|place| File::open(place).ok());
+        let elsewhere = place.is_some_and(|place| !Disk::holds(&place));
+        if elsewhere || self.guest.disk().has_room(announced.saturating_sub(there)) {
+            return Ok(());
+        }
+        Err(self.full())
+    }
+
+    /// Counts a block that is about to be written.
+    fn take(&self, counts: bool, gathered: &Gathered) -> Result<(), Problem> {
+        if counts && !self.guest.disk().take(gathered.length()) { Err(self.full()) } else { Ok(()) }
+    }
+
     fn failed(&self, what: &str, error: &io::Error) -> Problem {
         Problem::internal(failure::describe(what, &self.path, error))
     }
@@ -136,6 +166,10 @@ impl Target {
         if !is_full(error) {
             return self.failed("error writing file: write", error);
         }
+        self.full()
+    }
+
+    fn full(&self) -> Problem {
         Problem::full(match self.announced {
             Some(length) if length > 0 => {
                 format!("attempted to write {length} bytes: not enough disk space available")

@@ -61,6 +61,7 @@ pub(super) struct Upload {
     pub(super) path: Option<String>,
     pub(super) metadata: UserMetadata,
     pub(super) announced: Option<u64>,
+    pub(super) guest: Guest,
 }
 
 /// Takes one file (`application/octet-stream`) or several (`multipart/*`).
@@ -128,7 +129,8 @@ fn prepare(guest: &Guest, query: FilesQuery, headers: &HeaderMap) -> Result<Uplo
     let metadata =
         metadata::from_headers(headers).map_err(|error| Problem::bad_request(error.to_string()))?;
     let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
-    Ok(Upload { user, workdir: guest.default_workdir(), path: query.path, metadata, announced })
+    let (workdir, guest) = (guest.default_workdir(), guest.clone());
+    Ok(Upload { user, workdir, path: query.path, metadata, announced, guest })
 }
 
 /// The body without its content encoding; a body that is no gzip at all is told of here.
@@ -231,7 +233,8 @@ impl Upload {
         E: std::fmt::Display,
     {
         let owner = Owner { uid: self.user.uid, gid: self.user.gid };
-        let target = Target { path, owner, metadata: self.metadata.clone(), announced: self.announced };
+        let (metadata, announced, guest) = (self.metadata.clone(), self.announced, self.guest.clone());
+        let target = Target { path, owner, metadata, announced, guest };
         store::save(&target, pieces).await?;
         Ok(Written::new(&target.path, target.metadata))
     }

@@ -1,7 +1,8 @@
 //! An image of a sandbox that serves: it stands still for as long as its disk is copied.
 //!
 //! ```text
-//!   guest: Freeze -> freeze -> image -> thaw -> guest: Thaw
+//!   guest: Freeze -> freeze -> copy -> thaw -> guest: Thaw -> serves
+//!                               '--> summed up, brought to the disk, named -> answer
 //! ```
 //! Nothing is recorded: a gateway that dies meanwhile leaves a running sandbox whose machine is
 //! frozen, and the next one thaws what it adopts. The image belongs to whoever asked for it.
@@ -9,7 +10,7 @@
 use std::{sync::Arc, time::Duration};
 
 use tokio::{sync::oneshot, time::timeout};
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use super::{Driver, EndCause, Next, Retry, pause::thawed};
 use crate::{
@@ -47,8 +48,15 @@ impl Driver {
                 machine.freeze().await?;
             }
             world.reached(id, Phase::SealFrozen).await?;
-            world.engine.seal(id, build).await?;
-            world.reached(id, Phase::Sealed).await
+            let (copied, may_go_on) = oneshot::channel();
+            let engine = Arc::clone(&world.engine);
+            let sealing = tokio::spawn(async move { engine.seal(id, build, copied).await });
+            let sealing = AbortOnDropHandle::new(sealing);
+            // One that has failed says nothing here; its error comes with its end.
+            if may_go_on.await.is_ok() {
+                world.reached(id, Phase::Sealed).await?;
+            }
+            Ok(sealing)
         };
         // An end does not wait for the copy.
         let work = async { cancel.run_until_cancelled(work).await.unwrap_or(Err(LifeError::NotFound(id))) };
@@ -72,7 +80,16 @@ impl Driver {
         thawed(&world, &asker).await;
         // A deadline that struck meanwhile strikes now.
         self.world.reaper.set(id, active.record.end_at);
-        let _ = reply.send(sealed.map(|()| active.record.clone()));
+        match sealed {
+            Ok(sealing) => {
+                let record = active.record.clone();
+                tokio::spawn(async move {
+                    let made = sealing.await.unwrap_or(Err(EngineError::Gone));
+                    let _ = reply.send(made.map(|()| record).map_err(LifeError::from));
+                });
+            }
+            Err(error) => drop(reply.send(Err(error))),
+        }
         Next::Live(active)
     }
 }

@@ -31,6 +31,8 @@ pub(super) struct Images {
 struct FakeImage {
     /// Of sealed ones.
     parent: Option<BuildId>,
+    /// Whether it came from outside, and is told of.
+    imported: bool,
     files: FakeFiles,
 }
 
@@ -52,14 +54,15 @@ impl Images {
             return Err(EngineError::Host { step: "seal", reason });
         }
         self.removed.remove(&build);
-        self.known.insert(build, FakeImage { parent: Some(disk.build), files: disk.files });
+        self.known.insert(build, FakeImage { parent: Some(disk.build), files: disk.files, imported: false });
         Ok(())
     }
 
-    /// The sealed ones: the others stand for templates, of which the fake host knows nothing.
+    /// The sealed and imported ones: the others stand for templates, of which the fake host knows nothing.
     pub(super) fn uses(&self) -> Vec<ImageUse> {
         let told = |(build, image): (&BuildId, &FakeImage)| {
-            Some(ImageUse { build: *build, parent: Some(image.parent?), sealed: true })
+            let (parent, sealed) = (image.parent, image.parent.is_some());
+            (sealed || image.imported).then_some(ImageUse { build: *build, parent, sealed })
         };
         self.known.iter().filter_map(told).collect()
     }
@@ -143,6 +146,12 @@ impl FakeEngine {
     /// The sealed images that there are, as the engine tells of them.
     pub fn image_uses(&self) -> Vec<ImageUse> {
         self.host.images.lock().uses()
+    }
+
+    /// Puts an empty image there that was made of no sandbox.
+    pub fn import_image(&self, build: BuildId) {
+        let image = FakeImage { imported: true, ..FakeImage::default() };
+        self.host.images.lock().known.insert(build, image);
     }
 
     /// Loses an image, whatever stands on it.

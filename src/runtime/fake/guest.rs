@@ -97,7 +97,7 @@ impl Guest {
                 view.freezes += 1;
                 (seq, None)
             }
-            ToGuest::Thaw { seq, .. } | ToGuest::Ping { seq } => (seq, None),
+            ToGuest::Thaw { seq, .. } | ToGuest::Ping { seq } | ToGuest::Disk { seq, .. } => (seq, None),
         };
         FromGuest::Done { seq, error }
     }

@@ -63,7 +63,8 @@ struct Shared {
 #[derive(Debug)]
 struct Waiter {
     answer: oneshot::Sender<(Reply, Vec<OwnedFd>)>,
-    progress: Option<mpsc::UnboundedSender<String>>,
+    /// Hears what comes before the answer.
+    told: Option<mpsc::UnboundedSender<Event>>,
 }
 
 /// A call under way: forgotten when dropped.
@@ -124,13 +125,13 @@ impl WardenClient {
     async fn ask(
         &self,
         call: Call,
-        progress: Option<mpsc::UnboundedSender<String>>,
+        told: Option<mpsc::UnboundedSender<Event>>,
     ) -> Result<(Reply, Vec<OwnedFd>), ClientError> {
         let shared = &*self.shared;
         let seq = shared.next.fetch_add(1, Ordering::Relaxed);
         let packet = serde_json::to_vec(&Request { seq, call }).map_err(|_| ClientError::Unexpected)?;
         let (answer, answered) = oneshot::channel();
-        shared.waiting.lock().insert(seq, Waiter { answer, progress });
+        shared.waiting.lock().insert(seq, Waiter { answer, told });
         let _ticket = Ticket { shared, seq };
         // Looked at after the insertion: the reader empties the table after it says closed.
         if shared.closed.is_cancelled() || shared.write(&packet).await.is_err() {
@@ -151,7 +152,31 @@ impl WardenClient {
         loop {
             tokio::select! {
                 biased;
-                Some(line) = lines.recv() => progress(&line),
+                Some(Event::Progress { text, .. }) = lines.recv() => progress(&text),
+                answer = &mut work => return image(answer?.0),
+            }
+        }
+    }
+
+    /// Makes an image of a sandbox's disk; `copied` hears when that may change again.
+    pub async fn seal(
+        &self,
+        sandbox: SandboxId,
+        build: BuildId,
+        copied: oneshot::Sender<()>,
+    ) -> Result<ImageInfo, ClientError> {
+        let (sender, mut told) = mpsc::unbounded_channel();
+        let work = self.ask(Call::Seal { sandbox, build }, Some(sender));
+        tokio::pin!(work);
+        let mut copied = Some(copied);
+        loop {
+            tokio::select! {
+                biased;
+                Some(Event::Copied { .. }) = told.recv() => {
+                    if let Some(copied) = copied.take() {
+                        let _ = copied.send(());
+                    }
+                }
                 answer = &mut work => return image(answer?.0),
             }
         }
@@ -274,12 +299,14 @@ impl Shared {
                     tracing::warn!(?reply, "the helper could not read a packet");
                 }
             }
-            FromWarden::Event(Event::Progress { seq, text }) => {
-                if let Some(Waiter { progress: Some(progress), .. }) = self.waiting.lock().get(&seq) {
-                    let _ = progress.send(text);
+            FromWarden::Event(event) => match &event {
+                Event::Progress { seq, .. } | Event::Copied { seq } => {
+                    if let Some(Waiter { told: Some(told), .. }) = self.waiting.lock().get(seq) {
+                        let _ = told.send(event);
+                    }
                 }
-            }
-            FromWarden::Event(event) => drop(self.events.send(event)),
+                Event::MachineExited { .. } => drop(self.events.send(event)),
+            },
         }
     }
 }

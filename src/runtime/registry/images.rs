@@ -5,13 +5,17 @@
 //!   seal --> Sealed (held) --recorded: a snapshot's build, forks' records--> dropped
 //!   collector: images of the engine, less those held, of builds, of sandboxes, below other images
 //! ```
+//! Builds that a newer one took the place of are forgotten first, after a while; images that no
+//! sandbox was sealed into (imports, `base`) are only collected when nobody has owned them for as
+//! long: who imports has the image before its build is recorded.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     sync::{Arc, Weak},
     time::Duration,
 };
 
+use jiff::{SignedDuration, Timestamp};
 use parking_lot::Mutex;
 use tokio::{
     sync::{Notify, oneshot},
@@ -23,7 +27,7 @@ use crate::{
     id::{BuildId, SandboxId, TeamId},
     runtime::{
         driver::{Command, View},
-        engine::EngineError,
+        engine::{EngineError, ImageUse},
         world::World,
     },
     sandbox::{SandboxRecord, SandboxState},
@@ -32,11 +36,15 @@ use crate::{
 
 /// How long an image that nobody owns stays when nothing tells of it.
 const PERIOD: Duration = Duration::from_mins(1);
+/// How long a superseded build, and an import that nobody owns, stay.
+pub(super) const GRACE: SignedDuration = SignedDuration::from_hours(1);
 
 /// Images that were asked for and have no recorded owner yet.
 #[derive(Debug, Default)]
 pub(in crate::runtime) struct Held {
     builds: Mutex<HashSet<BuildId>>,
+    /// Since when nobody has owned an image that was not sealed.
+    unowned: Mutex<HashMap<BuildId, Timestamp>>,
     changed: Notify,
 }
 
@@ -84,6 +92,19 @@ impl Registry {
     }
 }
 
+// === impl Held ===
+
+impl Held {
+    /// Leaves sealed images, and others that nobody has owned for long. `images`: all without an owner.
+    fn ripe(&self, images: &mut Vec<ImageUse>, now: Timestamp) {
+        let mut unowned = self.unowned.lock();
+        unowned.retain(|build, _| images.iter().any(|image| image.build == *build));
+        images.retain(|image| {
+            image.sealed || now.duration_since(*unowned.entry(image.build).or_insert(now)) >= GRACE
+        });
+    }
+}
+
 // === impl Hold ===
 
 impl Drop for Hold {
@@ -97,12 +118,12 @@ impl Drop for Hold {
 pub(super) async fn collect(world: Weak<World>) {
     loop {
         let Some(held) = world.upgrade().map(|world| Arc::clone(&world.held)) else { return };
-        tokio::select! {
-            () = held.changed.notified() => {}
-            () = sleep(PERIOD) => {}
-        }
+        let all = tokio::select! {
+            () = held.changed.notified() => false,
+            () = sleep(PERIOD) => true,
+        };
         let Some(world) = world.upgrade() else { return };
-        match sweep(&world).await {
+        match sweep(&world, all).await {
             Ok(0) | Err(LifeError::Engine(EngineError::Unsupported { .. })) => {}
             Ok(count) => tracing::info!(count, "images that nobody used were removed"),
             Err(error) => tracing::warn!(%error, "images were not collected"),
@@ -110,10 +131,17 @@ pub(super) async fn collect(world: Weak<World>) {
     }
 }
 
-/// Removes what nobody owns, children before what they lie on. Returns how many.
-async fn sweep(world: &World) -> Result<usize, LifeError> {
+/// Removes what nobody owns, children before what they lie on; `all`: also what was not sealed.
+/// Returns how many.
+pub(super) async fn sweep(world: &World, all: bool) -> Result<usize, LifeError> {
+    if all && let Ok(before) = world.clock.now().checked_sub(GRACE) {
+        let count = world.store.drop_superseded(before).await?;
+        if count > 0 {
+            tracing::info!(count, "builds that newer ones took the place of were forgotten");
+        }
+    }
     let mut images = world.engine.images().await?;
-    images.retain(|image| image.sealed);
+    images.retain(|image| image.sealed || all);
     if images.is_empty() {
         return Ok(0);
     }
@@ -125,6 +153,9 @@ async fn sweep(world: &World) -> Result<usize, LifeError> {
     let records = world.store.sandboxes(SandboxFilter { states, ..SandboxFilter::default() }).await?;
     owned.extend(records.into_iter().map(|record| record.spec.build));
     images.retain(|image| !owned.contains(&image.build) && !held.contains(&image.build));
+    if all {
+        world.held.ripe(&mut images, world.now());
+    }
     let mut removed = 0;
     loop {
         let mut left = Vec::new();

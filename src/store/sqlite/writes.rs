@@ -238,6 +238,18 @@ fn drop_untagged(db: &Connection, build: &str) -> Result<(), StoreError> {
     Ok(())
 }
 
+pub(super) fn drop_superseded(db: &Connection, before: Timestamp) -> Result<usize, StoreError> {
+    let mut drop = db.prepare_cached(
+        "DELETE FROM builds WHERE id IN (
+             SELECT b.id FROM builds b JOIN templates t ON t.id = b.template
+             WHERE NOT t.snapshot AND t.updated_us < ?1 AND t.build IS NOT NULL AND t.build <> b.id)
+         AND NOT EXISTS (SELECT 1 FROM tags WHERE build = builds.id)
+         AND NOT EXISTS (SELECT 1 FROM templates WHERE build = builds.id)
+         AND NOT EXISTS (SELECT 1 FROM sandboxes WHERE json_extract(spec, '$.build') = builds.id)",
+    )?;
+    Ok(drop.execute([before.as_microsecond()])?)
+}
+
 pub(super) fn remove_template(db: &Connection, id: &TemplateId, tag: Option<&str>) -> Result<(), StoreError> {
     let id = id.as_str();
     if let Some(tag) = tag {

@@ -11,6 +11,7 @@ use rustix::{
 use super::{Doing as _, FORMAT, ImageError, MANIFEST, Manifest, Tree, directory, remove, tree::Access};
 use crate::{
     id::BuildId,
+    warden::storage::btrfs,
     wire::warden::{ImageInfo, ImageKind},
 };
 
@@ -83,19 +84,23 @@ impl<'s> Draft<'s> {
         fingerprint: Option<String>,
         notice: Option<String>,
     ) -> Result<ImageInfo, ImageError> {
-        self.finish_on(kind, None, fingerprint, notice)
+        let (format, build) = (FORMAT, self.build);
+        self.name(Manifest { format, build, kind, parent: None, disk: None, fingerprint, notice })
     }
 
-    /// The same for an image whose layers lie on those of another.
+    /// The same for an image of a sandbox, whose layers lie on those of another. `disk`: they are
+    /// those of this subvolume.
     pub(in crate::warden) fn finish_on(
-        mut self,
-        kind: ImageKind,
-        parent: Option<BuildId>,
-        fingerprint: Option<String>,
-        notice: Option<String>,
+        self,
+        parent: BuildId,
+        disk: Option<btrfs::Identity>,
     ) -> Result<ImageInfo, ImageError> {
+        let (format, build, kind, parent) = (FORMAT, self.build, ImageKind::Snapshot, Some(parent));
+        self.name(Manifest { format, build, kind, parent, disk, fingerprint: None, notice: None })
+    }
+
+    fn name(mut self, manifest: Manifest) -> Result<ImageInfo, ImageError> {
         let build = self.build;
-        let manifest = Manifest { format: FORMAT, build, kind, parent, fingerprint, notice };
         let text = serde_json::to_vec_pretty(&manifest).doing(|| format!("describe {build}"))?;
         self.write(MANIFEST, &text)?;
         fs::syncfs(&self.dir).doing(|| format!("bring {build} to the disk"))?;

@@ -18,10 +18,10 @@ pub(in crate::warden) struct Integrity {
     pub(in crate::warden) sha256: String,
 }
 
-/// Sums up a layer as it is walked through.
-#[derive(Debug, Default)]
+/// Sums up a layer as it is walked through, or only counts what is in it.
+#[derive(Debug)]
 pub(super) struct Recorder {
-    hash: Sha256,
+    hash: Option<Sha256>,
     files: u64,
     bytes: u64,
 }
@@ -29,6 +29,17 @@ pub(super) struct Recorder {
 // === impl Recorder ===
 
 impl Recorder {
+    /// `sums`: else it only counts.
+    pub(super) fn new(sums: bool) -> Self {
+        Self { hash: sums.then(Sha256::new), files: 0, bytes: 0 }
+    }
+
+    fn add(&mut self, bytes: &[u8]) {
+        if let Some(hash) = &mut self.hash {
+            hash.update(bytes);
+        }
+    }
+
     /// Entries so far: the number of the last one.
     pub(super) fn entries(&self) -> u64 {
         self.files
@@ -42,14 +53,14 @@ impl Recorder {
 
     /// Back to the directory above.
     pub(super) fn up(&mut self) {
-        self.hash.update(b"U");
+        self.add(b"U");
     }
 
     pub(super) fn file(&mut self, name: &[u8], stat: &Stat, attributes: &Attributes, content: &Content) {
         self.begin(b'F', name, stat);
         self.attributes(attributes);
-        self.hash.update(stat.st_size.to_le_bytes());
-        self.hash.update(content.hash);
+        self.add(&stat.st_size.to_le_bytes());
+        self.add(&content.hash);
         self.bytes += content.bytes;
     }
 
@@ -66,27 +77,27 @@ impl Recorder {
     /// A further name of an entry.
     pub(super) fn name(&mut self, name: &[u8], entry: u64) {
         self.files += 1;
-        self.hash.update(b"N");
+        self.add(b"N");
         self.text(name);
-        self.hash.update(entry.to_le_bytes());
+        self.add(&entry.to_le_bytes());
     }
 
     pub(super) fn finish(self) -> Integrity {
-        let sha256 = hex::encode(<[u8; 32]>::from(self.hash.finalize()));
+        let sha256 = hex::encode(<[u8; 32]>::from(self.hash.unwrap_or_default().finalize()));
         Integrity { files: self.files, bytes: self.bytes, sha256 }
     }
 
     fn begin(&mut self, kind: u8, name: &[u8], stat: &Stat) {
         self.files += 1;
-        self.hash.update([kind]);
+        self.add(&[kind]);
         self.text(name);
         for number in [stat.st_mode, stat.st_uid, stat.st_gid] {
-            self.hash.update(number.to_le_bytes());
+            self.add(&number.to_le_bytes());
         }
     }
 
     fn attributes(&mut self, attributes: &Attributes) {
-        self.hash.update((attributes.len() as u64).to_le_bytes());
+        self.add(&(attributes.len() as u64).to_le_bytes());
         for (name, value) in attributes {
             self.text(name);
             self.text(value);
@@ -94,7 +105,7 @@ impl Recorder {
     }
 
     fn text(&mut self, bytes: &[u8]) {
-        self.hash.update((bytes.len() as u64).to_le_bytes());
-        self.hash.update(bytes);
+        self.add(&(bytes.len() as u64).to_le_bytes());
+        self.add(bytes);
     }
 }

@@ -30,11 +30,13 @@ const DEEPEST: usize = 2048;
 /// Directories open at once, in all layers.
 const OPEN: usize = 8192;
 
-/// One walk through a pile of layers.
+/// One walk through a pile of layers: to copy it, or to sum it up.
 struct Walk<'a> {
     /// Where copies go; none: the walk only records.
     target: Option<Target<'a>>,
     recorder: Recorder,
+    /// Whether the file system can share blocks, as far as is known.
+    shares: bool,
     /// Files with several names, by device and inode: the number of their first.
     linked: HashMap<(u64, u64), u64>,
     open: usize,
@@ -67,8 +69,8 @@ struct Frame {
 
 /// Copies a pile of layers, the top one first, into one that shows the same over whatever the pile
 /// lay on.
-pub(in crate::warden) fn copy(layers: &[OwnedFd], target: Target<'_>) -> Result<Integrity, Refusal> {
-    walk(layers, Some(target))
+pub(in crate::warden) fn copy(layers: &[OwnedFd], target: Target<'_>) -> Result<(), Refusal> {
+    walk(layers, Some(target)).map(drop)
 }
 
 /// What a layer's record must say.
@@ -79,7 +81,8 @@ pub(in crate::warden) fn record(layer: OwnedFd) -> Result<Integrity, Refusal> {
 fn walk(layers: &[OwnedFd], target: Option<Target<'_>>) -> Result<Integrity, Refusal> {
     let mut walk = Walk {
         target,
-        recorder: Recorder::default(),
+        recorder: Recorder::new(target.is_none()),
+        shares: true,
         linked: HashMap::new(),
         open: 0,
         buffer: vec![0; content::CHUNK],
@@ -201,10 +204,14 @@ impl Walk<'_> {
         }
         let attributes = attributes::read(from.as_fd(), false).map_err(at(name))?;
         let made = into.map(|into| create(into, name)).transpose().map_err(at(name))?;
-        let content = content::copy(&File::from(from), made.as_ref(), &mut self.buffer).map_err(at(name))?;
-        self.recorder.file(name, stat, &attributes, &content);
+        let from = File::from(from);
         if let Some(made) = made {
+            content::copy(&from, &made, &same, &mut self.shares, &mut self.buffer).map_err(at(name))?;
             dress(made.as_fd(), stat, &attributes).map_err(at(name))?;
+            self.recorder.file(name, stat, &attributes, &content::Content::default());
+        } else {
+            let content = content::sum(&from, &mut self.buffer).map_err(at(name))?;
+            self.recorder.file(name, stat, &attributes, &content);
         }
         self.remember(into, name, stat)
     }
@@ -303,7 +310,10 @@ fn create(parent: BorrowedFd<'_>, name: &[u8]) -> Result<File, Errno> {
 
 /// Owner, then mode, which a change of the owner makes smaller, then attributes, then times.
 fn dress(made: BorrowedFd<'_>, stat: &Stat, attributes: &Attributes) -> Result<(), Errno> {
-    fs::fchown(made, Some(Uid::from_raw(stat.st_uid)), Some(Gid::from_raw(stat.st_gid)))?;
+    // Root made it.
+    if (stat.st_uid, stat.st_gid) != (0, 0) {
+        fs::fchown(made, Some(Uid::from_raw(stat.st_uid)), Some(Gid::from_raw(stat.st_gid)))?;
+    }
     fs::fchmod(made, Mode::from_raw_mode(stat.st_mode & 0o7777))?;
     attributes::write(made, attributes)?;
     fs::futimens(made, &times(stat))

@@ -8,7 +8,7 @@ use rustix::{
 };
 
 use super::{Doing as _, ImageError, draft, tree};
-use crate::id::BuildId;
+use crate::{id::BuildId, warden::storage};
 
 /// Begins the name of an image being made.
 pub(super) const DRAFT: &str = ".new-";
@@ -49,7 +49,8 @@ pub(super) fn leftovers(store: BorrowedFd<'_>) -> Result<(), ImageError> {
 }
 
 /// Removes a directory with all below it; one that is not there is already removed. Follows no
-/// link, enters no other file system, changes nothing of a file but its number of names.
+/// link, enters no other file system (a subvolume goes whole), changes nothing of a file but its
+/// number of names.
 pub(super) fn tree(parent: BorrowedFd<'_>, name: &[u8]) -> Result<(), Errno> {
     let top = match open(parent, name) {
         Err(Errno::NOENT) => return Ok(()),
@@ -97,7 +98,13 @@ fn empty(
             Err(Errno::NOENT) => continue,
             opened => opened?,
         };
-        if fs::fstat(&below)?.st_dev != device {
+        let found = fs::fstat(&below)?;
+        if found.st_dev != device {
+            drop(below);
+            let removed = storage::remove(dir, &name, found.st_ino);
+            if removed.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))? {
+                continue;
+            }
             return Err(Errno::XDEV);
         }
         empty(top, below.as_fd(), depth + 1, device, hoisted)?;

@@ -111,6 +111,7 @@ mod tests {
             pid: std::process::id().cast_signed(),
             start_time: start_time(&stat).unwrap(),
             boot_id: "boot".to_owned(),
+            disk_mb: 1024,
         }
     }
 

@@ -1,7 +1,7 @@
 //! A machine's directory: its writable layers, its record, and its way to the rubbish.
 //!
 //! ```text
-//!   machines/<sandbox>/upper0 work0 [upper1 work1]   one pair a mount of the image
+//!   machines/<sandbox>/upper0 work0 [upper1 work1]   one pair a mount of the image; or all in disk/
 //!                      machine.json | kept.json
 //!   machines/.trash/<sandbox>.<generation>.<n>       renamed there at once, removed by a worker
 //! ```
@@ -17,7 +17,10 @@ use rustix::{
 };
 
 use super::record;
-use crate::id::BuildId;
+use crate::{
+    id::BuildId,
+    warden::storage::{DISK, Driver},
+};
 
 const TRASH: &str = ".trash";
 /// Tries to find a free name in the rubbish.
@@ -44,28 +47,48 @@ pub(in crate::warden) fn kept(
         Err(error) => return Err(error),
     };
     let whole = record::read_kept(room.as_fd()).is_some_and(|record| record.build == build)
-        && open(room.as_fd(), &layer("upper", mounts - 1)).is_ok();
+        && disk(room.as_fd()).and_then(|disk| open(disk.as_fd(), &layer("upper", mounts - 1))).is_ok();
     Ok(whole.then_some(room))
 }
 
-/// Makes a machine's directory with a pair of layer directories for each mount. Whatever has that
-/// name already is rubbish.
-pub(in crate::warden) fn make(machines: BorrowedFd<'_>, name: &str, mounts: usize) -> io::Result<OwnedFd> {
+/// Makes a machine's directory with an empty disk for so many mounts. Whatever has that name already
+/// is rubbish.
+pub(in crate::warden) fn make(
+    machines: BorrowedFd<'_>,
+    name: &str,
+    mounts: usize,
+    driver: Driver,
+    size: Option<u64>,
+) -> io::Result<OwnedFd> {
     if open(machines, name).is_ok() {
         retire(machines, name, 0)?;
     }
     rustix::fs::mkdirat(machines, name, Mode::from_raw_mode(0o700))?;
     let room = open(machines, name)?;
+    driver.new_upper(room.as_fd(), mounts, size)?;
+    Ok(room)
+}
+
+/// Makes a pair of layer directories for each mount.
+pub(in crate::warden) fn layers(disk: BorrowedFd<'_>, mounts: usize) -> io::Result<()> {
     for mount in 0..mounts {
         for half in ["upper", "work"] {
             let directory = layer(half, mount);
-            rustix::fs::mkdirat(&room, &directory, Mode::from_raw_mode(0o755))?;
+            rustix::fs::mkdirat(disk, &directory, Mode::from_raw_mode(0o755))?;
             // Not what the process's umask makes of it: this is the mode of `/` inside.
-            let made = open(room.as_fd(), &directory)?;
+            let made = open(disk, &directory)?;
             rustix::fs::fchmod(&made, Mode::from_raw_mode(0o755))?;
         }
     }
-    Ok(room)
+    Ok(())
+}
+
+/// What holds the layers of a machine's directory: that directory, or the subvolume in it.
+pub(in crate::warden) fn disk(room: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    match open(room, DISK) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => open(room, "."),
+        disk => disk,
+    }
 }
 
 /// The name of half a layer.

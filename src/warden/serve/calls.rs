@@ -10,16 +10,19 @@ use crate::{
     id::SandboxId,
     warden::{
         base,
-        machine::{Machine, Phase, room},
+        machine::{Counted, Machine, Phase, room},
         probe,
+        storage::{self, Driver},
     },
     wire::warden::{Call, Cause, FromWarden, MAX_SOCKETS, MachineInfo, Reply},
 };
 
 /// Machines of one answer: their text stays well below the size of a packet.
 const PAGE: usize = 200;
-/// How old a count of bytes on disk may be: each count is a walk through the layer.
+/// How old a count of bytes on disk may be: each count is a walk through the layer. A younger one is
+/// not counted anew at all; in between it is as soon as the disk may have become full.
 const DISK_AGE: Duration = Duration::from_mins(1);
+const YOUNG: Duration = Duration::from_secs(3);
 
 impl Warden<'_> {
     pub(super) fn call(&mut self, seq: u64, call: Call) {
@@ -162,11 +165,30 @@ impl Warden<'_> {
         let Some(machine) = self.machines.get(&sandbox).filter(|machine| machine.is_live()) else {
             return self.no_machine(seq, sandbox);
         };
-        let recent = machine.disk.is_some_and(|(when, _)| when.elapsed() < DISK_AGE);
-        if recent {
+        let (counted, size) = (machine.disk, machine.record.disk_size());
+        if let Some(used) = self.counted_by_kernel(sandbox) {
+            self.disk_measured(sandbox, Some(used));
+            return self.answer_stats(seq, sandbox);
+        }
+        if counted.is_some_and(|counted| is_fresh(counted, size, self.host_free())) {
             return self.answer_stats(seq, sandbox);
         }
         self.measure_disk(seq, sandbox);
+    }
+
+    /// What a disk holds, where the file system knows.
+    fn counted_by_kernel(&self, sandbox: SandboxId) -> Option<u64> {
+        if self.prepared.driver == Driver::Plain {
+            return None;
+        }
+        let room = room::open(self.prepared.machines.as_fd(), sandbox.as_str()).ok()?;
+        storage::usage(room::disk(room.as_fd()).ok()?.as_fd())
+    }
+
+    /// What the file system of the machines has left, in bytes.
+    pub(super) fn host_free(&self) -> u64 {
+        let found = rustix::fs::fstatvfs(&self.prepared.machines);
+        found.map_or(0, |found| found.f_bavail.saturating_mul(found.f_frsize))
     }
 
     /// Answers with the cgroups' figures of now and the disk's last count.
@@ -175,14 +197,16 @@ impl Warden<'_> {
             return self.no_machine(seq, sandbox);
         };
         let mut stats = self.cgroups.measure(machine.record.name());
-        stats.disk_bytes = machine.disk.map_or(0, |(_, bytes)| bytes);
+        stats.disk_bytes = machine.disk.map_or(0, |counted| counted.used);
+        stats.writers_ended = machine.writers_ended;
         self.answer(seq, Reply::Stats(stats));
     }
 
     pub(super) fn disk_measured(&mut self, sandbox: SandboxId, bytes: Option<u64>) {
+        let host_free = self.host_free();
         if let Some(machine) = self.machines.get_mut(&sandbox) {
-            let before = machine.disk.map_or(0, |(_, bytes)| bytes);
-            machine.disk = Some((Instant::now(), bytes.unwrap_or(before)));
+            let before = machine.disk.map_or(0, |counted| counted.used);
+            machine.disk = Some(Counted { when: Instant::now(), used: bytes.unwrap_or(before), host_free });
         }
     }
 
@@ -199,5 +223,33 @@ impl Warden<'_> {
                 Err(error) => Report::Failed(error.to_string()),
             }
         });
+    }
+}
+
+/// Whether a count need not be made anew. It must be when the disk was nearly full, or when the host
+/// has lost as much room since as would bring it there: what one machine wrote, or all together.
+fn is_fresh(counted: Counted, size: u64, host_free: u64) -> bool {
+    let age = counted.when.elapsed();
+    let left = size.saturating_sub(counted.used);
+    let settled = size == 0 || left > size / 8 && counted.host_free.saturating_sub(host_free) < left / 2;
+    age < YOUNG || age < DISK_AGE && settled
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_is_counted_anew_when_it_may_have_become_full() {
+        let mib = 1 << 20;
+        let ago = |secs: u64| Instant::now().checked_sub(Duration::from_secs(secs)).unwrap();
+        let counted = |secs, used: u64| Counted { when: ago(secs), used: used * mib, host_free: 5000 * mib };
+        let size = 1000 * mib;
+        assert!(is_fresh(counted(1, 990), size, 0), "it was counted just now");
+        assert!(is_fresh(counted(30, 100), size, 5000 * mib));
+        assert!(!is_fresh(counted(61, 100), size, 5000 * mib));
+        assert!(!is_fresh(counted(5, 900), size, 5000 * mib), "it was nearly full");
+        assert!(is_fresh(counted(5, 100), size, 4600 * mib) && !is_fresh(counted(5, 100), size, 4500 * mib));
+        assert!(is_fresh(counted(5, 5000), 0, 0), "without a size there is nothing to keep");
     }
 }

@@ -20,7 +20,7 @@ use crate::{
         cgroup::{Handles, Limits},
         image::{self, ImageError, ImageLayers},
         launch::{LaunchMount, LaunchPlan, Launched, Launching, StatsFiles},
-        machine::{Ending, Machine, Phase, Record, Starting, record, room},
+        machine::{Counted, Ending, Machine, Phase, Record, Starting, record, room},
         prepare::proc_path,
         slot::Slot,
     },
@@ -47,7 +47,7 @@ struct Refusal {
 
 /// What a launch needs open; the machine keeps none of it.
 struct Parts {
-    room: OwnedFd,
+    disk: OwnedFd,
     handles: Handles,
     listener: OwnedFd,
 }
@@ -117,6 +117,7 @@ impl Warden<'_> {
             pid: 0,
             start_time: 0,
             boot_id: self.boot_id.clone(),
+            disk_mb: spec.resources.disk_mb,
         };
         let begun = self
             .assemble(&record, spec, &layers, &slot)
@@ -151,14 +152,16 @@ impl Warden<'_> {
         slot: &Slot,
     ) -> Result<Launching, Refusal> {
         let name = record.name();
-        let room = self.room(name, layers.mounts.len(), spec)?;
+        let disk = self.room(name, layers.mounts.len(), spec).and_then(|room| {
+            room::disk(room.as_fd()).map_err(|error| Refusal::host("open the disk", &error))
+        })?;
         let handles = self
             .cgroups
             .make(name, &Limits::from(&spec.resources))
             .map_err(|error| Refusal::host("make the machine's cgroups", &error))?;
         let listener =
             self.listen(&record.socket()).map_err(|error| Refusal::host("make the link's socket", &error))?;
-        self.launch(spec, slot, layers, &Parts { room, handles, listener })
+        self.launch(spec, slot, layers, &Parts { disk, handles, listener })
     }
 
     /// The directory with the layers that the machine writes to.
@@ -172,7 +175,8 @@ impl Warden<'_> {
                 reason: "no writable layer of it on that build was kept".to_owned(),
             });
         }
-        room::make(machines, name, mounts)
+        let size = Some(u64::from(spec.resources.disk_mb) << 20);
+        room::make(machines, name, mounts, self.prepared.driver, size)
             .map_err(|error| Refusal::host("make the machine's directory", &error))
     }
 
@@ -196,7 +200,7 @@ impl Warden<'_> {
         let plan = LaunchPlan {
             sandbox: spec.sandbox,
             slot,
-            disk: parts.room.as_fd(),
+            disk: parts.disk.as_fd(),
             mounts: &mounts,
             guest: self.guest.as_fd(),
             listener: parts.listener.as_fd(),
@@ -252,12 +256,13 @@ impl Warden<'_> {
         let outcome = launching.finish().map_err(|error| (error.to_string(), None)).and_then(|launched| {
             self.settle_in(sandbox, launched).map_err(|(e, p)| (e.to_string(), Some(p)))
         });
+        let host_free = self.host_free();
         match outcome {
             Ok(()) if stops.is_empty() => {
                 if let Some(machine) = self.machines.get_mut(&sandbox) {
                     machine.phase = Phase::Live { settling: None };
                     // Nothing is in a new layer: the first count can wait.
-                    machine.disk = Some((Instant::now(), 0));
+                    machine.disk = Some(Counted { when: Instant::now(), used: 0, host_free });
                     let info = machine.info();
                     self.answer(create, Reply::Machine(info));
                 }

@@ -45,10 +45,13 @@ impl Warden<'_> {
             Err(reason) => return self.refuse(seq, reason.to_owned(), Cause::Invalid),
         };
         let prepared = self.prepared;
-        self.send_worker(vec![seq], Purpose::Seal { sandbox, build }, move |_| {
+        // From now on: the sandbox may be gone before the image is there.
+        self.parents.insert(build, parent);
+        self.send_worker(vec![seq], Purpose::Seal { sandbox, build }, move |reporter| {
             // Somebody waits for it, with a machine that stands still.
             worker::hurry();
-            match seal::seal(prepared.templates.as_fd(), room.as_fd(), parent, build) {
+            let copied = || reporter.say(&Report::Copied);
+            match seal::seal(prepared.templates.as_fd(), room.as_fd(), parent, build, copied) {
                 Ok(info) => Report::Image(info),
                 Err(error) if error.is_full() => Report::Full(error.to_string()),
                 Err(error) => Report::Failed(error.to_string()),
@@ -206,8 +209,10 @@ impl Warden<'_> {
                 child.map(|(child, _)| format!("image {child}"))
             })
             .or_else(|| {
-                let made =
-                    |purpose: &Purpose| matches!(purpose, Purpose::Seal { build: of, .. } if *of == build);
+                let made = |purpose: &Purpose| match purpose {
+                    Purpose::Seal { build: of, .. } | Purpose::Settle(of) => *of == build,
+                    _ => false,
+                };
                 self.has_job(made).then(|| "the worker that makes it".to_owned())
             })
             .or_else(|| self.kept_on(build).map(|sandbox| format!("the kept disk of {sandbox}")))

@@ -8,9 +8,10 @@ use super::{RUBBISH_AGE, Source, Warden};
 use crate::{
     id::{BuildId, SandboxId},
     warden::{
+        cgroup::Cgroups,
         image,
         machine::room,
-        rubbish,
+        overrun, rubbish, storage,
         worker::{Report, Reporter, Worker},
     },
     wire::warden::{Cause, Event, Reply},
@@ -40,6 +41,8 @@ pub(super) enum Purpose {
         /// What is made of them.
         build: BuildId,
     },
+    /// Bring an image to the disk: what it was made of is copied.
+    Settle(BuildId),
     /// Hold an image against its record.
     Check(BuildId),
     /// Nothing any more: it was to make this image, and was told to end.
@@ -60,7 +63,10 @@ impl Purpose {
     /// The image that comes or goes.
     pub(super) fn build(&self) -> Option<BuildId> {
         match self {
-            Self::Seal { build, .. } | Self::GivenUp(build) | Self::RemoveImage(build) => Some(*build),
+            Self::Seal { build, .. }
+            | Self::Settle(build)
+            | Self::GivenUp(build)
+            | Self::RemoveImage(build) => Some(*build),
             _ => None,
         }
     }
@@ -103,6 +109,10 @@ impl Warden<'_> {
                 self.jobs.insert(token, Job { worker, purpose, seqs, outcome: None });
             }
             Err(error) => {
+                let failed = Report::Failed(format!("start a worker: {error}"));
+                if let Purpose::Seal { .. } = purpose {
+                    self.note_images(purpose, &failed);
+                }
                 for seq in seqs {
                     self.refuse(seq, format!("start a worker: {error}"), Cause::Host);
                 }
@@ -127,18 +137,23 @@ impl Warden<'_> {
     pub(super) fn heard_from_job(&mut self, token: u64) {
         let Some(job) = self.jobs.get_mut(&token) else { return };
         let (reports, ended) = job.worker.listen();
-        let mut lines = Vec::new();
+        let mut told = Vec::new();
         for report in reports {
             match report {
-                Report::Progress(text) => lines.push(text),
+                Report::Progress(text) => {
+                    told.extend(job.seqs.iter().map(|seq| Event::Progress { seq: *seq, text: text.clone() }));
+                }
+                Report::Copied => {
+                    if let Purpose::Seal { build, .. } = job.purpose {
+                        job.purpose = Purpose::Settle(build);
+                    }
+                    told.extend(job.seqs.iter().map(|seq| Event::Copied { seq: *seq }));
+                }
                 last => job.outcome = Some(last),
             }
         }
-        let seqs = job.seqs.clone();
-        for text in lines {
-            for seq in &seqs {
-                self.tell(Event::Progress { seq: *seq, text: text.clone() });
-            }
+        for event in told {
+            self.tell(event);
         }
         if ended && let Some(job) = self.jobs.remove(&token) {
             self.watch.forget(token, job.worker.as_fd());
@@ -147,14 +162,19 @@ impl Warden<'_> {
     }
 
     fn job_ended(&mut self, job: Job) {
-        let sealing = matches!(job.purpose, Purpose::Seal { .. } | Purpose::GivenUp(_));
+        let sealing = matches!(job.purpose, Purpose::Seal { .. } | Purpose::Settle(_) | Purpose::GivenUp(_));
         if sealing && job.outcome.is_none() && self.closing.is_none() {
             self.clear_drafts();
         }
         let outcome = job.outcome.unwrap_or_else(|| Report::Failed("the worker ended early".to_owned()));
         if let Purpose::Measure(sandbox) = job.purpose {
-            let bytes = if let Report::Bytes(bytes) = outcome { Some(bytes) } else { None };
-            self.disk_measured(sandbox, bytes);
+            let used = if let Report::Bytes { used, ended } = outcome {
+                self.writers_ended(sandbox, ended);
+                Some(used)
+            } else {
+                None
+            };
+            self.disk_measured(sandbox, used);
             return job.seqs.into_iter().for_each(|seq| self.answer_stats(seq, sandbox));
         }
         self.note_images(job.purpose, &outcome);
@@ -189,10 +209,13 @@ impl Warden<'_> {
             (Purpose::GivenUp(build), Report::Image(_)) => {
                 self.send_remover(Vec::new(), build);
             }
-            (Purpose::Seal { build, .. }, Report::Image(_)) => {
+            (Purpose::Seal { build, .. } | Purpose::Settle(build), Report::Image(_)) => {
                 let parent = image::parent(self.prepared.templates.as_fd(), build).ok().flatten();
                 self.parents.extend(parent.map(|parent| (build, parent)));
                 self.checked.insert(build);
+            }
+            (Purpose::Seal { build, .. } | Purpose::Settle(build) | Purpose::GivenUp(build), _) => {
+                self.parents.remove(&build);
             }
             _ => {}
         }
@@ -202,13 +225,32 @@ impl Warden<'_> {
         if self.join_job(seq, &Purpose::Measure(sandbox)) {
             return;
         }
-        let prepared = self.prepared;
+        let Some(machine) = self.machines.get(&sandbox) else { return self.no_machine(seq, sandbox) };
+        let size = machine.record.disk_size();
+        let (prepared, instance) = (self.prepared, self.instance);
         self.send_worker(vec![seq], Purpose::Measure(sandbox), move |_| {
-            match room::open(prepared.machines.as_fd(), sandbox.as_str()) {
-                Ok(room) => Report::Bytes(rubbish::usage(room.as_fd())),
+            let room = room::open(prepared.machines.as_fd(), sandbox.as_str());
+            match room.and_then(|room| room::disk(room.as_fd())) {
+                Ok(disk) => {
+                    let used = storage::measure(disk.as_fd());
+                    let over = overrun::is_over(size, used) && !storage::is_limited(disk.as_fd());
+                    let end = || overrun::end_writers(&Cgroups::detect(instance), instance, sandbox.as_str());
+                    let ended = if over { end() } else { 0 };
+                    Report::Bytes { used, ended }
+                }
                 Err(error) => Report::Failed(error.to_string()),
             }
         });
+    }
+
+    /// Some of a machine's processes were ended because they wrote too much.
+    fn writers_ended(&mut self, sandbox: SandboxId, count: u64) {
+        if count > 0
+            && let Some(machine) = self.machines.get_mut(&sandbox)
+        {
+            machine.writers_ended += count;
+            tracing::warn!(sandbox.id = %sandbox, count, "its disk is far over its size: what wrote to it was ended");
+        }
     }
 
     /// Sends a worker for what ended machines left, one at a time.

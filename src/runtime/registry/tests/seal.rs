@@ -147,3 +147,52 @@ async fn a_gateway_that_dies_while_it_makes_an_image_leaves_a_running_sandbox() 
         stage.collected(&[]).await;
     }
 }
+
+#[tokio::test]
+async fn builds_that_newer_ones_replaced_go_with_their_images_after_a_while() {
+    let stage = Stage::new();
+    let registry = stage.registry();
+    let [old, new, stray] = [(); 3].map(|()| BuildId::generate(&OsEntropy));
+    for build in [old, new, stray] {
+        stage.engine.import_image(build);
+    }
+    let (id, now) = (TemplateId::generate(&OsEntropy), stage.clock.now());
+    let template = Template {
+        id: id.clone(),
+        team: Some(stage.team),
+        public: false,
+        aliases: vec!["mine".to_owned()],
+        created_at: now,
+        updated_at: now,
+        last_spawned_at: None,
+        spawn_count: 0,
+        build: None,
+    };
+    stage.store.put_template(template).await.unwrap();
+    let resources = Resources { cpu_count: 2, memory_mb: 512, disk_mb: 1024 };
+    for build in [old, new] {
+        let template = id.clone();
+        let build = Build { id: build, template, resources, fingerprint: None, created_at: now };
+        stage.store.add_build(build).await.unwrap();
+    }
+    let sweep = async || images::sweep(&registry.inner.world, true).await.unwrap();
+    assert_eq!(sweep().await, 0, "whoever made them may be about to use them");
+    let sandbox = registry
+        .create(SandboxSpec { build: old, timeout_s: 86_400, ..stage.spec() })
+        .await
+        .unwrap()
+        .record
+        .id;
+    stage.clock.jump(images::GRACE + SignedDuration::from_secs(1));
+    assert_eq!(sweep().await, 1, "the stray one: a sandbox stands on the other");
+    let mut left = vec![old, new];
+    left.sort_unstable();
+    assert_eq!(stage.images().await, left);
+    registry.kill(stage.team, sandbox).await.unwrap();
+    eventually(|| registry.is_empty()).await;
+    assert_eq!(sweep().await, 0, "unowned only from now on");
+    assert_eq!(stage.store.builds().await.unwrap(), [new]);
+    stage.clock.jump(images::GRACE);
+    assert_eq!(sweep().await, 1);
+    assert_eq!(stage.images().await, [new]);
+}

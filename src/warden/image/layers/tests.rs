@@ -41,7 +41,8 @@ impl Bench {
     fn copy(&self, layers: &[&str]) -> Result<Integrity, Refusal> {
         let layers: Vec<OwnedFd> = layers.iter().map(|name| self.open(name)).collect();
         let (layer, links) = (self.open("copy"), self.open("links"));
-        copy(&layers, Target { layer: layer.as_fd(), links: links.as_fd() })
+        copy(&layers, Target { layer: layer.as_fd(), links: links.as_fd() })?;
+        record(self.open("copy"))
     }
 
     fn write(&self, name: &str, text: &str) {

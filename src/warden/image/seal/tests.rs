@@ -6,6 +6,7 @@ use super::*;
 use crate::{
     id::OsEntropy,
     warden::image::{self, tree},
+    wire::warden::ImageKind,
 };
 
 /// A store and a machine's directory.
@@ -53,7 +54,10 @@ impl Bench {
 
     fn seal(&self, parent: BuildId) -> Result<BuildId, ImageError> {
         let build = BuildId::generate(&OsEntropy);
-        seal(self.store.as_fd(), self.room.as_fd(), parent, build).map(|info| info.build)
+        let mut copied = false;
+        let sealed = seal(self.store.as_fd(), self.room.as_fd(), parent, build, || copied = true);
+        assert!(copied || sealed.is_err());
+        sealed.map(|info| info.build)
     }
 
     fn names(&self) -> usize {
