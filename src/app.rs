@@ -2,6 +2,7 @@
 
 pub mod base;
 mod clock;
+pub mod host;
 pub mod server;
 mod tasks;
 pub mod tls;

@@ -1,10 +1,12 @@
 //! Configuration: one small struct a concern; flags win over environment, environment over file,
 //! file over defaults. A wrong value is refused with its key and the place it came from.
 
+mod admission;
 mod source;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
+pub use admission::{Admission, Warm};
 pub use source::{ConfigError, Sources};
 
 use crate::{sandbox::Resources, wire::warden::StorageDriver};
@@ -23,6 +25,8 @@ pub struct Config {
     pub storage: Storage,
     /// What sandboxes may use.
     pub limits: Limits,
+    /// What sandboxes may have together.
+    pub admission: Admission,
     /// What is written to the log.
     pub log: Log,
 }
@@ -90,8 +94,8 @@ pub enum LogFormat {
 // === impl Config ===
 
 impl Config {
-    /// Every key with its default, for `--help`, the file and the documentation.
-    pub const KEYS: &'static [(&'static str, &'static str)] = &[
+    /// Every key with its default that is not another file's.
+    const KEYS: [(&'static str, &'static str); 14] = [
         ("listen", "127.0.0.1:3000"),
         ("domain", "firkin.localhost:<port>"),
         ("allowed-origins", "none"),
@@ -108,9 +112,14 @@ impl Config {
         ("log-format", "text"),
     ];
 
+    /// Every key with its default, for the file and the documentation.
+    pub fn keys() -> Vec<(&'static str, &'static str)> {
+        Self::KEYS.into_iter().chain(admission::KEYS).collect()
+    }
+
     /// Resolves every key.
     pub fn load(sources: &Sources) -> Result<Self, ConfigError> {
-        sources.check_keys(Self::KEYS)?;
+        sources.check_keys(&Self::keys())?;
         Ok(Self {
             network: Network {
                 listen: sources
@@ -137,6 +146,7 @@ impl Config {
                     disk_mb: sources.checked("disk-mb", positive)?.unwrap_or(10_240),
                 },
             },
+            admission: Admission::load(sources)?,
             log: Log {
                 filter: sources.value("log", "a log filter")?.unwrap_or_else(|| "info".to_owned()),
                 format: sources.checked("log-format", log_format)?.unwrap_or(LogFormat::Text),

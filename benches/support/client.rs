@@ -105,6 +105,16 @@ impl Client {
         Ok((Sandbox { id, token }, body))
     }
 
+    /// The value of a metric, by its whole name with labels.
+    pub(crate) async fn metric(&mut self, admin_token: &str, sample: &str) -> anyhow::Result<f64> {
+        let request = Request::get("/metrics").header("x-admin-token", admin_token);
+        let answer = self.send(request, Bytes::new()).await?;
+        let page = answer.into_body().collect().await?.to_bytes();
+        let page = String::from_utf8_lossy(&page);
+        let value = page.lines().find_map(|line| line.strip_prefix(sample)?.strip_prefix(' '));
+        Ok(value.with_context(|| format!("no {sample} in {page}"))?.parse()?)
+    }
+
     /// Ends a sandbox.
     pub(crate) async fn kill(&mut self, sandbox: &Sandbox) -> anyhow::Result<()> {
         let request = Request::delete(format!("/sandboxes/{}", sandbox.id));

@@ -78,9 +78,9 @@ impl Home {
 // === impl Server ===
 
 impl Server {
-    /// Starts a server and waits until it is ready.
+    /// Starts a server that keeps nothing warm, and waits until it is ready.
     pub(crate) fn start() -> anyhow::Result<Self> {
-        Self::start_with(&[])
+        Self::start_with(&["--warm", "none"])
     }
 
     /// The same with further flags.
@@ -121,6 +121,11 @@ impl Server {
     /// A directory of its own, on the disk of its data.
     pub(crate) fn home(&self) -> &Path {
         self.home.path()
+    }
+
+    /// What opens `/metrics`.
+    pub(crate) fn admin_token(&self) -> anyhow::Result<String> {
+        Ok(fs::read_to_string(self.home().join("data/gateway/admin-token"))?.trim().to_owned())
     }
 
     /// Its log, for when something failed.

@@ -33,6 +33,7 @@ use crate::{
     app::{
         base,
         clock::HostClock,
+        host,
         tasks::Tasks,
         tls::{Authority, Given, Keeper},
     },
@@ -143,9 +144,15 @@ impl Server {
             Arc::clone(&clock),
             Arc::clone(&entropy),
             seed,
-            Limits { max_length: limits.max_timeout, ..Limits::default() },
+            Limits {
+                max_length: limits.max_timeout,
+                admission: host::rules(&start.config.admission),
+                floors: host::floors(&start.config.admission),
+                ..Limits::default()
+            },
         );
         let found = registry.recover().await?.adopted.len();
+        registry.keep_warm(host::warm_plan(&start.config.admission));
         let settings = Settings {
             domain: start.domain.into(),
             max_timeout: limits.max_timeout,

@@ -10,7 +10,7 @@ use std::{
 
 use clap::Args;
 
-use crate::{cli::say, config::Config, warden::probe, wire::warden::ProbeResult};
+use crate::{app::host, cli::say, config::Config, warden::probe, wire::warden::ProbeResult};
 
 /// Flags of `firkin doctor`.
 #[derive(Debug, Args)]
@@ -26,7 +26,8 @@ pub(super) fn run(args: &DoctorArgs, config: &Config) -> anyhow::Result<ExitCode
         anyhow::bail!("doctor needs root to try what the server would do. Run `sudo firkin doctor`.");
     }
     let place = nearest(&config.storage.data_dir)?;
-    let probes = probe::all(place.as_fd());
+    let mut probes = probe::all(place.as_fd());
+    probes.extend(host::room(&config.admission, place.as_fd()));
     for result in &probes {
         if args.json {
             say(&serde_json::to_string(result)?);

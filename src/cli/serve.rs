@@ -20,6 +20,7 @@ use clap::Args;
 
 use crate::{
     app::{
+        host,
         server::{self, Server},
         tls::Given,
     },
@@ -57,13 +58,57 @@ pub(super) struct ServeArgs {
     /// End all sandboxes when the server stops; without it they stay and the next start finds them
     #[arg(long)]
     stop_sandboxes: bool,
+    #[command(flatten)]
+    admission: AdmissionArgs,
+}
+
+/// What sandboxes may have together.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Admission")]
+struct AdmissionArgs {
+    /// Sandboxes that run at the same time; more wait [default: no limit]
+    #[arg(long, value_name = "COUNT")]
+    max_sandboxes: Option<String>,
+    /// Virtual CPUs of running sandboxes for each CPU of the host [default: no limit]
+    #[arg(long, value_name = "FACTOR")]
+    cpu_oversubscription: Option<String>,
+    /// Memory that sandboxes never get, in MiB [default and minimum: 15 % of the host's]
+    #[arg(long, value_name = "MIB")]
+    memory_reserve_mb: Option<String>,
+    /// What a sandbox's memory costs: what is in `use`, or its whole `limit` [default: use]
+    #[arg(long, value_name = "WHAT")]
+    memory_charge: Option<String>,
+    /// The least memory that a running sandbox costs, in MiB [default: 32]
+    #[arg(long, value_name = "MIB")]
+    memory_floor_mb: Option<String>,
+    /// Creates and resumes that may wait for room; more are answered 429 [default: 64]
+    #[arg(long, value_name = "COUNT")]
+    queue: Option<String>,
+    /// How long one of them waits before it is answered 503 [default: 30]
+    #[arg(long, value_name = "SECONDS")]
+    queue_seconds: Option<String>,
+    /// Free disk space, in MiB, below which nothing new is made [default: 10240, at most 10 % of
+    /// the disk]
+    #[arg(long, value_name = "MIB")]
+    disk_floor_mb: Option<String>,
+    /// The same for warm machines [default: 20480, at most 20 % of the disk]
+    #[arg(long, value_name = "MIB")]
+    warm_disk_floor_mb: Option<String>,
+    /// Templates of which booted machines wait for creates, such as base=4,team/name:tag=1; or
+    /// none [default: base=4]
+    #[arg(long, value_name = "TEMPLATE=COUNT,...")]
+    warm: Option<String>,
+    /// How old a warm machine may become [default: 60]
+    #[arg(long, value_name = "MINUTES")]
+    warm_max_age_minutes: Option<String>,
 }
 
 // === impl ServeArgs ===
 
 impl ServeArgs {
     /// The flags that are settings.
-    pub(super) fn flags(&self) -> [(&'static str, Option<String>); 6] {
+    pub(super) fn flags(&self) -> [(&'static str, Option<String>); 17] {
+        let admission = &self.admission;
         [
             ("listen", self.listen.clone()),
             ("domain", self.domain.clone()),
@@ -71,6 +116,17 @@ impl ServeArgs {
             ("tls-key", self.tls_key.clone()),
             ("max-timeout-hours", self.max_timeout_hours.clone()),
             ("storage", self.storage.clone()),
+            ("max-sandboxes", admission.max_sandboxes.clone()),
+            ("cpu-oversubscription", admission.cpu_oversubscription.clone()),
+            ("memory-reserve-mb", admission.memory_reserve_mb.clone()),
+            ("memory-charge", admission.memory_charge.clone()),
+            ("memory-floor-mb", admission.memory_floor_mb.clone()),
+            ("queue", admission.queue.clone()),
+            ("queue-seconds", admission.queue_seconds.clone()),
+            ("disk-floor-mb", admission.disk_floor_mb.clone()),
+            ("warm-disk-floor-mb", admission.warm_disk_floor_mb.clone()),
+            ("warm", admission.warm.clone()),
+            ("warm-max-age-minutes", admission.warm_max_age_minutes.clone()),
         ]
     }
 }
@@ -111,6 +167,9 @@ pub(super) fn run(args: &ServeArgs, config: &Config) -> anyhow::Result<ExitCode>
              read it; see \"Names\" in docs/operations.md",
             prepared.gateway_uid()
         ));
+    }
+    for line in host::preflight(&config.admission, &config.storage.data_dir) {
+        note(&format!("firkin: {line}"));
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let code = runtime.block_on(serve(args, config, &prepared, listener, helper, certificate))?;

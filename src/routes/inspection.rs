@@ -14,7 +14,7 @@ use serde::Serialize;
 use crate::{
     id::SandboxId,
     routes::{auth::Operator, extract::Query, reply::ApiError, state::AppState},
-    runtime::registry::{BUCKETS_S, Histogram, Trace},
+    runtime::registry::{BUCKETS_S, Histogram, Occupancy, Trace, WarmState},
 };
 
 /// Traces of one answer, by default and at most.
@@ -75,6 +75,7 @@ pub(crate) async fn local_traces(
 /// Every metric. Labels have few values: never a sandbox, a team or a key.
 fn exposition(state: &AppState) -> String {
     let (tally, census, usage) = (state.registry.tally(), state.registry.census(), state.streams.usage());
+    let occupancy = state.registry.occupancy();
     let mut page = Page::default();
     page.family("firkin_build_info", "gauge", "The version of the program, as a label.");
     page.sample(&[("version", env!("CARGO_PKG_VERSION"))], 1);
@@ -87,6 +88,8 @@ fn exposition(state: &AppState) -> String {
     ] {
         page.sample(&[("state", state)], count);
     }
+    page.occupancy(&occupancy);
+    page.warm(&state.registry.warm());
     page.family("firkin_sandbox_ends_total", "counter", "Sandboxes that began to end, by cause.");
     for (cause, count) in tally.ends {
         page.sample(&[("cause", cause)], count);
@@ -127,6 +130,62 @@ impl Page {
 
     fn sample(&mut self, labels: &[(&str, &str)], value: impl std::fmt::Display) {
         self.line("", labels, value);
+    }
+
+    /// How full the host is.
+    fn occupancy(&mut self, occupancy: &Occupancy) {
+        let Occupancy { capacity, active, warm, .. } = occupancy;
+        let help = "What sandboxes may have together; a resource without a bound is left out.";
+        self.family("firkin_capacity", "gauge", help);
+        let bounds =
+            [("sandboxes", capacity.sandboxes), ("cpus", capacity.cpus), ("memory_bytes", capacity.memory)];
+        for (resource, bound) in bounds {
+            if let Some(bound) = bound {
+                self.sample(&[("resource", resource)], bound);
+            }
+        }
+        self.family("firkin_reserved", "gauge", "What of it is charged, by whom.");
+        for (holder, share) in [("sandboxes", active), ("warm", warm)] {
+            for (resource, held) in
+                [("sandboxes", share.sandboxes), ("cpus", share.cpus), ("memory_bytes", share.memory)]
+            {
+                self.sample(&[("holder", holder), ("resource", resource)], held);
+            }
+        }
+        self.family("firkin_queue", "gauge", "Creates and resumes that wait for room.");
+        self.sample(&[], occupancy.waiting);
+        self.family("firkin_queued_total", "counter", "Creates and resumes that had to wait for room.");
+        self.sample(&[], occupancy.waited);
+        self.family("firkin_refused_total", "counter", "Creates and resumes without room, by reason.");
+        for (reason, count) in [
+            ("oversized", occupancy.oversized),
+            ("queue_full", occupancy.queue_full),
+            ("deadline", occupancy.impatient),
+        ] {
+            self.sample(&[("reason", reason)], count);
+        }
+    }
+
+    /// The pool of warm machines. Its templates are the configuration's: few.
+    fn warm(&mut self, warm: &WarmState) {
+        self.family("firkin_warm_machines", "gauge", "Warm machines that are ready, by template.");
+        for (template, ready, _) in &warm.templates {
+            self.sample(&[("template", template)], ready);
+        }
+        self.family("firkin_warm_depth", "gauge", "How many there shall be.");
+        for (template, _, depth) in &warm.templates {
+            self.sample(&[("template", template)], depth);
+        }
+        let help = "Creates of templates that are kept warm: a machine was ready, none was, or it was dead.";
+        self.family("firkin_warm_checkouts_total", "counter", help);
+        for (outcome, count) in [("hit", warm.hits), ("miss", warm.misses), ("dead", warm.dead)] {
+            self.sample(&[("outcome", outcome)], count);
+        }
+        self.family("firkin_warm_ended_total", "counter", "Warm machines that no create took, by reason.");
+        for (reason, count) in [("evicted", warm.evicted), ("expired", warm.expired), ("failed", warm.failed)]
+        {
+            self.sample(&[("reason", reason)], count);
+        }
     }
 
     fn histogram(&mut self, name: &str, histogram: &Histogram) {

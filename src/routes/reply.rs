@@ -12,7 +12,10 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::{
-    runtime::{engine::EngineError, registry::LifeError},
+    runtime::{
+        engine::EngineError,
+        registry::{LifeError, Refused},
+    },
     store::StoreError,
 };
 
@@ -192,6 +195,7 @@ impl From<LifeError> for ApiError {
                     "The sandbox was not paused and goes on running, see the server's log",
                 )
             }
+            LifeError::NoRoom(refused) => refused.into(),
             LifeError::Engine(error) => error.into(),
             LifeError::Store(error) => error.into(),
             LifeError::Guest(reason) => {
@@ -210,6 +214,29 @@ impl From<LifeError> for ApiError {
                 tracing::error!(%error, "a sandbox failed a request");
                 Self::internal()
             }
+        }
+    }
+}
+
+impl From<Refused> for ApiError {
+    fn from(refused: Refused) -> Self {
+        let message = format!("Failed to place sandbox: {refused}");
+        match refused {
+            // Who comes back soon may find a place in the queue.
+            Refused::QueueFull(_) => {
+                Self::new(StatusCode::TOO_MANY_REQUESTS, message).code("sandbox_queue_full").retry_after(2)
+            }
+            Refused::Impatient { .. } | Refused::DiskUnknown => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, message)
+                    .code("sandbox_capacity_unavailable")
+                    .retry_after(5)
+            }
+            Refused::Disk { .. } => Self::new(StatusCode::INSUFFICIENT_STORAGE, message)
+                .code("sandbox_capacity_unavailable")
+                .never_retry(),
+            Refused::Oversized(_) => Self::new(StatusCode::SERVICE_UNAVAILABLE, message)
+                .code("sandbox_no_compatible_node")
+                .never_retry(),
         }
     }
 }

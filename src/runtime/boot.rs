@@ -6,6 +6,7 @@
 //! Each phase consumes the former. One that fails or is cancelled hands back what exists by then
 //! as [`Remains`], which the one teardown clears: nothing is released in two ways. The intent is
 //! recorded before its effect, so that a gateway that dies in between finds it at its next start.
+//! A warm machine enters at the third phase ([`run_on`]).
 //! The lifetime counts from the moment the guest is ready (contract/control-plane 2.1).
 
 use std::{sync::Arc, time::Duration};
@@ -19,9 +20,13 @@ use super::{
     logs::LogRing,
     registry::LifeError,
     samples::History,
+    warm::Warm,
     world::{Phase, World},
 };
 use crate::sandbox::{SandboxRecord, SandboxState};
+
+/// How long a warm machine has to take its init: it has answered before.
+const WARM_BOUND: Duration = Duration::from_secs(2);
 
 /// Somebody wants it; no machine exists.
 pub(super) struct Requested {
@@ -78,10 +83,57 @@ pub(super) async fn run(
     cancel: &CancellationToken,
 ) -> Result<Active, Failed> {
     // Held through all phases. The semaphore is never closed.
-    let Some(Ok(_permit)) = cancel.run_until_cancelled(world.boots.acquire()).await else {
+    let Some(Ok(permit)) = cancel.run_until_cancelled(world.boots.acquire()).await else {
         return Err(requested.failed(LifeError::ShuttingDown));
     };
-    requested.prepare(world).await?.start(world, cancel).await
+    let made = match requested.prepare(world).await {
+        Ok(prepared) => prepared.start(world, cancel).await,
+        Err(failed) => Err(failed),
+    };
+    drop(permit);
+    world.pool.look();
+    made
+}
+
+/// The last phases of a new sandbox, on a warm machine. One that does not answer is ended, and the
+/// sandbox gets a machine of its own, its second. There is no intent to record: a gateway that dies
+/// before the result is recorded leaves a machine without a record, which the next one sweeps.
+pub(super) async fn run_on(
+    world: &Arc<World>,
+    warm: Warm,
+    mut requested: Requested,
+    cancel: &CancellationToken,
+) -> Result<Active, Failed> {
+    let Warm { machine, ready, logs, .. } = warm;
+    requested.logs = logs;
+    let id = requested.record.id;
+    let introducing =
+        timeout(WARM_BOUND, ready.introduce(Identity::new(Arc::clone(world), &requested.record)));
+    let introduced = tokio::select! {
+        introduced = introducing => match introduced {
+            Ok(introduced) => introduced.map_err(|error| error.to_string()),
+            Err(_) => Err(format!("no answer in {WARM_BOUND:?}")),
+        },
+        () = machine.exited() => Err("the machine ended".to_owned()),
+        () = cancel.cancelled() => return Err(requested.failed_with(LifeError::ShuttingDown, machine)),
+    };
+    let reason = match introduced {
+        Ok(control) => {
+            return match world.reached(id, Phase::Attached).await {
+                Ok(()) => Attached { request: requested, machine, control }.activate(world).await,
+                Err(error) => Err(requested.failed_with(error, machine)),
+            };
+        }
+        Err(reason) => reason,
+    };
+    tracing::warn!(sandbox.id = %id, reason, "the warm machine of sandbox {id} did not answer; it gets another");
+    world.pool.was_dead();
+    if let Err(error) = machine.stop(Duration::ZERO).await {
+        return Err(requested.failed_with(error.into(), machine));
+    }
+    requested.logs = Arc::default();
+    requested.record.generation += 1;
+    run(world, requested, cancel).await
 }
 
 /// All phases but the first, for a sandbox that is recorded as paused, and is until the last.
@@ -90,10 +142,13 @@ pub(super) async fn again(
     requested: Requested,
     cancel: &CancellationToken,
 ) -> Result<Active, Failed> {
-    let Some(Ok(_permit)) = cancel.run_until_cancelled(world.boots.acquire()).await else {
+    let Some(Ok(permit)) = cancel.run_until_cancelled(world.boots.acquire()).await else {
         return Err(requested.failed(LifeError::ShuttingDown));
     };
-    Prepared(requested).start(world, cancel).await
+    let made = Prepared(requested).start(world, cancel).await;
+    drop(permit);
+    world.pool.look();
+    made
 }
 
 // === impl Requested ===

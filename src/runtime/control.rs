@@ -25,15 +25,14 @@ use super::{
 };
 use crate::{
     sandbox::SandboxRecord,
-    wire::{
-        control::{FromGuest, Init, MAX_MESSAGE, ToGuest},
-        link::Nonce,
-    },
+    wire::control::{FromGuest, Init, MAX_MESSAGE, ToGuest},
 };
 
 mod frames;
+mod ready;
 
 use frames::Frames;
+pub(super) use ready::Ready;
 
 /// How long the guest has to answer a request, and to take one from the stream.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -129,12 +128,6 @@ impl Identity {
         }
     }
 
-    fn nonce(&self) -> Nonce {
-        let mut nonce = [0; 16];
-        self.world.entropy.fill(&mut nonce);
-        Nonce(nonce)
-    }
-
     fn now_ns(&self) -> i64 {
         i64::try_from(self.world.clock.now().as_nanosecond()).unwrap_or(i64::MAX)
     }
@@ -198,16 +191,16 @@ impl Asker {
 
 impl Attendant {
     async fn open(&self) -> Result<Session, ControlError> {
-        let (stream, _generation) = self.link.open_control(self.identity.nonce()).await?;
+        let (stream, _generation) = self.link.open_control(self.identity.world.nonce()).await?;
         let mut session = Session::new(stream);
+        self.introduce(&mut session).await?;
+        Ok(session)
+    }
+
+    async fn introduce(&self, session: &mut Session) -> Result<(), ControlError> {
         let init = Box::new(self.identity.init());
         let seq = session.say(|seq| ToGuest::Init { seq, init }).await?;
-        loop {
-            match session.hear(&self.logs).await? {
-                Some((answered, outcome)) if answered == seq => return outcome.map(|()| session),
-                _ => {}
-            }
-        }
+        session.done(seq, &self.logs).await
     }
 
     async fn attend(self, mut session: Option<Session>, mut asked: mpsc::Receiver<Asked>) {
@@ -281,6 +274,16 @@ impl Session {
         };
         timeout(ANSWER_TIMEOUT, sending).await.map_err(|_| ControlError::Silent(ANSWER_TIMEOUT))??;
         Ok(seq)
+    }
+
+    /// Waits for the answer to a request, when nobody else waits for one.
+    async fn done(&mut self, seq: u64, logs: &LogRing) -> Result<(), ControlError> {
+        loop {
+            match self.hear(logs).await? {
+                Some((answered, outcome)) if answered == seq => return outcome,
+                _ => {}
+            }
+        }
     }
 
     /// The next message; log lines are kept, answers returned. Cancel-safe.

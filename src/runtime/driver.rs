@@ -33,7 +33,7 @@ use std::{
 
 use tokio::{
     sync::{oneshot, watch},
-    time::sleep,
+    time::{Instant, sleep},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -43,6 +43,7 @@ pub(super) use self::{
     rest::{Frozen, Resting},
 };
 use super::{
+    admission::Seat,
     boot::{self, Active, Failed, Remains, Requested},
     control::Asker,
     engine::Machine,
@@ -51,6 +52,7 @@ use super::{
     registry::{Handles, KILL_BOUND, LifeError, Sandbox, Target},
     samples::History,
     traces::{Class, Happening},
+    warm::Warm,
     world::World,
 };
 use crate::{
@@ -100,6 +102,7 @@ pub(super) struct Live {
     pub(super) samples: Arc<History>,
     pub(super) machine: Arc<dyn Machine>,
     pub(super) asker: Asker,
+    pub(super) seat: Arc<Seat>,
 }
 
 /// A sandbox that does not serve, and is not lost.
@@ -120,6 +123,8 @@ pub(super) struct Driver {
     handles: Weak<Handles>,
     commands: Inbox,
     view: watch::Sender<View>,
+    /// Its share of the host, until no process of it is left.
+    seat: Arc<Seat>,
     /// Cancelled when the present run no longer serves.
     ended: CancellationToken,
     /// Who waits for the pause that is under way.
@@ -159,20 +164,34 @@ impl Driver {
         handles: Weak<Handles>,
         commands: Inbox,
         view: watch::Sender<View>,
+        seat: Arc<Seat>,
     ) -> Self {
         let (ended, pausers) = (CancellationToken::new(), Vec::new());
-        Self { id, world, handles, commands, view, ended, pausers, ending: None }
+        Self { id, world, handles, commands, view, seat, ended, pausers, ending: None }
     }
 
-    /// The life of a sandbox from its request on.
+    /// The life of a sandbox from its admission on; it was asked for before.
     pub(super) async fn create(
         mut self,
         record: SandboxRecord,
+        asked: Instant,
+        warm: Option<Warm>,
         reply: oneshot::Sender<Result<Sandbox, LifeError>>,
     ) {
         let (world, cancel) = (Arc::clone(&self.world), CancellationToken::new());
-        world.traces.begin(self.id, Class::ColdPrepared, world.now());
-        let booting = boot::run(&world, Requested::new(record), &cancel);
+        let class = if warm.is_some() { Class::Hot } else { Class::ColdPrepared };
+        world.traces.begin_at(self.id, class, world.now(), asked);
+        world.traces.event(self.id, Happening::Admitted);
+        let requested = Requested::new(record);
+        let booting = async {
+            match warm {
+                Some(warm) => {
+                    world.traces.event(requested.record.id, Happening::PoolLeaseAcquired);
+                    boot::run_on(&world, warm, requested, &cancel).await
+                }
+                None => boot::run(&world, requested, &cancel).await,
+            }
+        };
         match self.during(Stage::Creating, &cancel, booting).await {
             Ok(active) => {
                 let sandbox = self.world.tokens.view(active.record.clone());
@@ -208,6 +227,10 @@ impl Driver {
     pub(super) async fn take_over_paused(self, resting: Resting, ready: oneshot::Sender<()>) {
         self.world.traces.begin(self.id, Class::Adopted, self.world.now());
         self.show_rest(&resting, Stage::Paused);
+        if let Some(frozen) = &resting.memory {
+            // Frozen memory is memory: what it holds is charged.
+            self.measure(&resting.record, &resting.samples, &frozen.machine);
+        }
         let _ = ready.send(());
         self.drive(Next::Rest(resting)).await;
     }
@@ -265,17 +288,20 @@ impl Driver {
     fn begin(&mut self, active: &Active) {
         self.ended = CancellationToken::new();
         self.show(active);
-        self.measure(active);
+        self.measure(&active.record, &active.samples, &active.machine);
         self.world.reaper.set(self.id, active.record.end_at);
     }
 
     /// The first sample is there at once; the sampler goes on.
-    fn measure(&self, active: &Active) {
-        let (samples, machine) = (Arc::clone(&active.samples), Arc::clone(&active.machine));
+    fn measure(&self, record: &SandboxRecord, samples: &Arc<History>, machine: &Arc<dyn Machine>) {
+        let (samples, machine) = (Arc::clone(samples), Arc::clone(machine));
         // Its guest may be a new one, which knows nothing.
         samples.disk_told(0);
-        let (resources, now) = (active.record.spec.resources, self.world.clock.now());
-        tokio::spawn(async move { samples.sample(&*machine, resources, now).await });
+        let (resources, now, seat) = (record.spec.resources, self.world.clock.now(), Arc::clone(&self.seat));
+        tokio::spawn(async move {
+            samples.sample(&*machine, resources, now).await;
+            samples.charge(&seat);
+        });
     }
 
     fn show(&self, active: &Active) {
@@ -297,6 +323,7 @@ impl Driver {
             samples: Arc::clone(&active.samples),
             machine: Arc::clone(&active.machine),
             asker: active.control.asker(),
+            seat: Arc::clone(&self.seat),
         };
         self.view.send_replace(View::Running(Arc::new(live)));
     }
@@ -376,6 +403,7 @@ impl Driver {
                 }
             }
         }
+        self.seat.give_back();
         self.view.send_replace(View::Killing { stopped: true });
         // Of a machine that ended by itself, or of a sandbox that was paused without its memory.
         while let Err(error) = self.world.engine.discard(id).await {

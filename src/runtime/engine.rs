@@ -72,6 +72,15 @@ pub struct MachineStats {
     pub writers_ended: u64,
 }
 
+/// The file system that machines write to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DiskSpace {
+    /// Its size, in bytes.
+    pub total: u64,
+    /// What ordinary users may still write, in bytes.
+    pub free: u64,
+}
+
 /// An image, and what it lies on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ImageUse {
@@ -150,6 +159,9 @@ pub trait Engine: Send + Sync + fmt::Debug {
 
     /// What it can do on this host. Constant after start.
     fn capabilities(&self) -> Capabilities;
+
+    /// How much room there is on disk. Cheap.
+    fn disk(&self) -> Result<DiskSpace, EngineError>;
 
     /// Makes a machine whose link accepts. All or nothing, also when the returned future is
     /// dropped: what was made is then released in the background.

@@ -41,7 +41,8 @@ use self::{
 use crate::{
     id::{BuildId, SandboxId},
     runtime::engine::{
-        Ability, Capabilities, Disk, Engine, EngineError, ImageUse, Machine, MachineRecord, MachineSpec,
+        Ability, Capabilities, Disk, DiskSpace, Engine, EngineError, ImageUse, Machine, MachineRecord,
+        MachineSpec,
     },
     sandbox::ENVD_PORT,
 };
@@ -73,6 +74,10 @@ pub struct Faults {
     pub answer_delay: Duration,
     /// Guests accept the control stream, and never answer on it.
     pub mute: bool,
+    /// The disk has this size and free space, in bytes; none: it is large and empty.
+    pub disk: Option<(u64, u64)>,
+    /// Nobody knows how large the disk is.
+    pub disk_unknown: bool,
     /// Guests answer an init with this error.
     pub init_error: Option<String>,
 }
@@ -198,6 +203,15 @@ impl Engine for FakeEngine {
             memory_snapshot: Ability::Missing("the machines of the fake engine have no memory"),
             survive_gateway: Ability::Present,
         }
+    }
+
+    fn disk(&self) -> Result<DiskSpace, EngineError> {
+        let faults = self.host.faults();
+        if faults.disk_unknown {
+            return Err(EngineError::Host { step: "measure the disk", reason: "injected".to_owned() });
+        }
+        let (total, free) = faults.disk.unwrap_or((1 << 40, 1 << 40));
+        Ok(DiskSpace { total, free })
     }
 
     async fn create(&self, spec: MachineSpec) -> Result<Arc<dyn Machine>, EngineError> {

@@ -11,6 +11,7 @@ pub mod namespace;
 pub mod registry;
 pub mod token;
 
+mod admission;
 mod boot;
 mod control;
 mod driver;
@@ -20,4 +21,5 @@ mod queue;
 mod reaper;
 mod samples;
 mod traces;
+mod warm;
 mod world;

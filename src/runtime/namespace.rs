@@ -7,7 +7,7 @@
 use std::{
     collections::{HashMap, hash_map::Entry},
     fmt,
-    os::fd::OwnedFd,
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     path::Path,
     sync::{Arc, Weak},
     time::Duration,
@@ -28,8 +28,8 @@ use crate::{
     id::{BuildId, SandboxId},
     runtime::{
         engine::{
-            Ability, Capabilities, Disk, Engine, EngineError, ImageUse, Machine, MachineRecord, MachineSpec,
-            MachineStats,
+            Ability, Capabilities, Disk, DiskSpace, Engine, EngineError, ImageUse, Machine, MachineRecord,
+            MachineSpec, MachineStats,
         },
         link::GuestLink,
     },
@@ -124,6 +124,15 @@ impl Engine for NamespaceEngine {
             memory_snapshot: Ability::Missing("a shared kernel cannot write a machine's memory to disk"),
             survive_gateway: Ability::Present,
         }
+    }
+
+    fn disk(&self) -> Result<DiskSpace, EngineError> {
+        // The sockets' directory is in the data directory, as everything that machines write.
+        let error = |error: std::io::Error| EngineError::Host {
+            step: "measure the data directory",
+            reason: error.to_string(),
+        };
+        disk_space(self.run.as_fd()).map_err(error)
     }
 
     async fn create(&self, spec: MachineSpec) -> Result<Arc<dyn Machine>, EngineError> {
@@ -238,6 +247,13 @@ impl Engine for NamespaceEngine {
         let ended: Result<_, ClientError> = futures_util::future::join_all(ends).await.into_iter().collect();
         ended.map_err(|error| error.during("end an orphaned machine"))
     }
+}
+
+/// The size and free space of a directory's file system.
+pub fn disk_space(directory: BorrowedFd<'_>) -> std::io::Result<DiskSpace> {
+    let space = rustix::fs::fstatvfs(directory)?;
+    let bytes = |blocks: u64| blocks.saturating_mul(space.f_frsize);
+    Ok(DiskSpace { total: bytes(space.f_blocks), free: bytes(space.f_bavail) })
 }
 
 // === impl Creating ===

@@ -13,6 +13,7 @@
 mod handles;
 mod images;
 mod recover;
+mod room;
 mod wake;
 mod words;
 
@@ -26,7 +27,7 @@ use futures_util::StreamExt as _;
 use jiff::Timestamp;
 use tokio::{
     sync::{Semaphore, oneshot, watch},
-    time::{MissedTickBehavior, timeout},
+    time::{Instant, MissedTickBehavior, timeout},
 };
 use tokio_util::{
     sync::{CancellationToken, DropGuard},
@@ -42,6 +43,7 @@ pub use self::{
     words::{Census, Connected, LifeError, NotRunning, Sandbox, Target},
 };
 use super::{
+    admission::{Admission, Seat},
     driver::{Command, Driver, EndCause, Inbox, Live, Manner, Rest, View},
     logs::LogRing,
     queue::{self, Refusal, Request},
@@ -51,11 +53,13 @@ use super::{
     world::World,
 };
 pub use super::{
+    admission::{Capacity, Charge, Floors, Occupancy, Purpose, Refused, Rules, Scarce, Share},
     envd::{CallError, EnvdClient, Messages},
     logs::LogLine,
     samples::Sample,
     token::{TokenKey, same},
     traces::{BUCKETS_S, Class, Event, Happening, Histogram, Tally, Trace},
+    warm::{WarmPlan, WarmState, WarmTemplate},
     world::{BootFault, Limits, Phase},
 };
 use crate::{
@@ -85,6 +89,7 @@ struct Inner {
     handles: Arc<Handles>,
     tasks: TaskTracker,
     refusing: CancellationToken,
+    stopped: CancellationToken,
     _reaper: DropGuard,
 }
 
@@ -119,6 +124,8 @@ impl Registry {
             tokens,
             limits,
             boots: Semaphore::new(limits.concurrent_boots.max(1)),
+            admission: Admission::new(limits.admission),
+            pool: Arc::default(),
             reaper,
             held: Arc::default(),
             closing: CancellationToken::new(),
@@ -133,6 +140,7 @@ impl Registry {
             handles,
             tasks: TaskTracker::new(),
             refusing: CancellationToken::new(),
+            stopped: stop_reaper.clone(),
             _reaper: stop_reaper.drop_guard(),
         };
         Self { inner: Arc::new(inner) }
@@ -144,14 +152,16 @@ impl Registry {
         let _ = self.inner.world.fault.set(fault);
     }
 
-    /// Makes a sandbox and returns when its guest is ready. The work goes on to a consistent end
-    /// (running, or wholly undone) when the returned future is dropped.
+    /// Makes a sandbox and returns when its guest is ready. Waits for room before that; dropping
+    /// the returned future then gives the place up. Afterwards the work goes on to a consistent end
+    /// (running, or wholly undone) all the same.
     pub async fn create(&self, spec: SandboxSpec) -> Result<Sandbox, LifeError> {
         self.open()?;
-        let world = &self.inner.world;
+        let (world, asked) = (&self.inner.world, Instant::now());
+        let (seat, warm) = self.place(&spec).await?;
         let now = world.now();
         let record = SandboxRecord {
-            id: SandboxId::generate(&*world.entropy),
+            id: warm.as_ref().map_or_else(|| SandboxId::generate(&*world.entropy), |warm| warm.id),
             state: SandboxState::Creating,
             generation: 1,
             started_at: now,
@@ -159,11 +169,14 @@ impl Registry {
             machine: None,
             spec,
         };
-        let driver = self.inner.driver(&record);
+        let driver = self.inner.driver(&record, Arc::new(seat));
         // Seen again now that a shutdown would see this one: it ends before it begins.
-        self.open()?;
+        if let Err(error) = self.open() {
+            self.give_up(warm);
+            return Err(error);
+        }
         let (reply, created) = oneshot::channel();
-        self.inner.tasks.spawn(driver.create(record, reply));
+        self.inner.tasks.spawn(driver.create(record, asked, warm, reply));
         created.await.unwrap_or(Err(LifeError::ShuttingDown))
     }
 
@@ -482,13 +495,13 @@ impl fmt::Debug for Registry {
 
 impl Inner {
     /// A driver that is not running yet, known under its id.
-    fn driver(&self, record: &SandboxRecord) -> Driver {
+    fn driver(&self, record: &SandboxRecord, seat: Arc<Seat>) -> Driver {
         let (sender, commands) = Inbox::new();
         let (view, shown) = watch::channel(View::Creating);
         let handle = Handle { team: record.spec.team, commands: sender, view: shown };
         self.handles.insert(record.id, handle);
         let handles = Arc::downgrade(&self.handles);
-        Driver::new(record.id, Arc::clone(&self.world), handles, commands, view)
+        Driver::new(record.id, Arc::clone(&self.world), handles, commands, view, seat)
     }
 }
 
@@ -522,6 +535,7 @@ async fn sample(handles: Weak<Handles>, clock: Arc<dyn Clock>) {
 async fn measure(live: &Live, now: Timestamp) {
     let samples = &live.samples;
     samples.sample(&*live.machine, live.record.spec.resources, now).await;
+    samples.charge(&live.seat);
     let ended = samples.writers_ended();
     if ended > 0 {
         let text = format!("the disk is far over its size: {ended} processes that wrote to it were ended");

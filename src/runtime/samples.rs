@@ -12,7 +12,10 @@ use jiff::Timestamp;
 use parking_lot::Mutex;
 
 use crate::{
-    runtime::engine::{Machine, MachineStats},
+    runtime::{
+        admission::Seat,
+        engine::{Machine, MachineStats},
+    },
     sandbox::Resources,
 };
 
@@ -100,6 +103,14 @@ impl History {
         let ended = kept.writers_ended.saturating_sub(kept.writers_told);
         kept.writers_told = kept.writers_ended;
         ended
+    }
+
+    /// Charges a seat what was used last. Page cache is left out: it is given back when somebody
+    /// needs the memory.
+    pub(super) fn charge(&self, seat: &Seat) {
+        if let Some(sample) = self.latest() {
+            seat.measured(sample.mem_used.saturating_sub(sample.mem_cache));
+        }
     }
 
     /// The newest sample.

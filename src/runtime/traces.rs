@@ -31,6 +31,8 @@ pub const BUCKETS_S: [f64; 13] =
 /// How a sandbox came to run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub enum Class {
+    /// A warm machine of the pool.
+    Hot,
     /// A new machine from a template's image.
     ColdPrepared,
     /// From its pause.
@@ -44,6 +46,12 @@ pub enum Class {
 pub enum Happening {
     /// Somebody asked for it to run.
     RequestStart,
+    /// There is room for it on the host.
+    Admitted,
+    /// A warm machine was asked for.
+    PoolLeaseRequested,
+    /// It has one.
+    PoolLeaseAcquired,
     /// The intent is recorded.
     RequestRecorded,
     /// Its frozen machine is to go on.
@@ -112,7 +120,26 @@ struct Span {
 }
 
 /// The durations; the names that the reference has are the reference's.
-const SPANS: [Span; 6] = [
+const SPANS: [Span; 10] = [
+    Span {
+        name: "hot_create",
+        class: Some(Class::Hot),
+        from: Happening::RequestStart,
+        to: Happening::ReadyProbePassed,
+    },
+    Span {
+        name: "warm_pool_checkout",
+        class: Some(Class::Hot),
+        from: Happening::PoolLeaseRequested,
+        to: Happening::PoolLeaseAcquired,
+    },
+    Span {
+        name: "ready_certificate_check",
+        class: Some(Class::Hot),
+        from: Happening::PoolLeaseAcquired,
+        to: Happening::GuestAgentPingPassed,
+    },
+    Span { name: "admission", class: None, from: Happening::RequestStart, to: Happening::Admitted },
     Span {
         name: "create",
         class: Some(Class::ColdPrepared),
@@ -185,16 +212,21 @@ struct State {
 impl Traces {
     /// A start: the sandbox's trace until now is closed.
     pub(super) fn begin(&self, sandbox: SandboxId, class: Class, now: Timestamp) {
-        {
-            let mut state = self.0.lock();
-            let (events, origin) = (Vec::new(), Instant::now());
-            let trace = Trace { sandbox, class, started_at: now, events, overflowed: 0, origin };
-            if let Some(earlier) = state.open.insert(sandbox, trace) {
-                state.close(earlier);
-            }
-        }
-        if class != Class::Adopted {
-            self.event(sandbox, Happening::RequestStart);
+        self.begin_at(sandbox, class, now, Instant::now());
+    }
+
+    /// A start that was asked for at this instant, before the sandbox had an id.
+    pub(super) fn begin_at(&self, sandbox: SandboxId, class: Class, now: Timestamp, origin: Instant) {
+        let first = |name| Event { name, offset: Duration::ZERO, duplicate: false };
+        let events = match class {
+            Class::Adopted => Vec::new(),
+            Class::Hot => vec![first(Happening::RequestStart), first(Happening::PoolLeaseRequested)],
+            _ => vec![first(Happening::RequestStart)],
+        };
+        let trace = Trace { sandbox, class, started_at: now, events, overflowed: 0, origin };
+        let mut state = self.0.lock();
+        if let Some(earlier) = state.open.insert(sandbox, trace) {
+            state.close(earlier);
         }
     }
 

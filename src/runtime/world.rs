@@ -12,17 +12,20 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    admission::{Admission, Floors, Purpose, Refused, Rules},
     engine::Engine,
     queue::Policy,
     reaper::Reaper,
     registry::{Held, LifeError},
     token::TokenKey,
     traces::Traces,
+    warm::Pool,
 };
 use crate::{
     clock::Clock,
     id::{Entropy, SandboxId},
     store::Store,
+    wire::link::Nonce,
 };
 
 /// What bounds the life of sandboxes.
@@ -34,6 +37,10 @@ pub struct Limits {
     pub concurrent_boots: usize,
     /// How long a new machine's guest has to answer its init.
     pub guest_timeout: Duration,
+    /// Who may have a machine, and who waits.
+    pub admission: Rules,
+    /// How much of the disk stays free.
+    pub floors: Floors,
 }
 
 /// Where a boot stands: the points at which a test can make it fail or hang.
@@ -75,6 +82,8 @@ pub(super) struct World {
     pub(super) tokens: TokenKey,
     pub(super) limits: Limits,
     pub(super) boots: Semaphore,
+    pub(super) admission: Arc<Admission>,
+    pub(super) pool: Arc<Pool>,
     pub(super) reaper: Arc<Reaper>,
     pub(super) held: Arc<Held>,
     /// The registry takes no new work; drivers let go of their sandboxes.
@@ -87,7 +96,13 @@ pub(super) struct World {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { max_length: None, concurrent_boots: 16, guest_timeout: Duration::from_secs(10) }
+        Self {
+            max_length: None,
+            concurrent_boots: 16,
+            guest_timeout: Duration::from_secs(10),
+            admission: Rules::default(),
+            floors: Floors::default(),
+        }
     }
 }
 
@@ -98,6 +113,23 @@ impl World {
     pub(super) fn now(&self) -> Timestamp {
         let now = self.clock.steady();
         Timestamp::from_microsecond(now.as_microsecond()).unwrap_or(now)
+    }
+
+    /// Fresh, for one attachment.
+    pub(super) fn nonce(&self) -> Nonce {
+        let mut nonce = [0; 16];
+        self.entropy.fill(&mut nonce);
+        Nonce(nonce)
+    }
+
+    /// Whether the disk has room for something that somebody waits for.
+    pub(super) fn restore_floor(&self) -> Result<(), Refused> {
+        self.limits.floors.check(Purpose::Restore, self.engine.disk())
+    }
+
+    /// Whether the disk has room for something that nobody has asked for yet.
+    pub(super) fn warm_floor(&self) -> Result<(), Refused> {
+        self.limits.floors.check(Purpose::Warm, self.engine.disk())
     }
 
     pub(super) fn policy(&self) -> Policy {

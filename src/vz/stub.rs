@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 use crate::{
     id::{BuildId, SandboxId},
     runtime::engine::{
-        Ability, Capabilities, Engine, EngineError, ImageUse, Machine, MachineRecord, MachineSpec,
+        Ability, Capabilities, DiskSpace, Engine, EngineError, ImageUse, Machine, MachineRecord, MachineSpec,
     },
 };
 
@@ -33,6 +33,10 @@ impl Engine for VzEngine {
             memory_snapshot: Ability::Missing(REASON),
             survive_gateway: Ability::Missing(REASON),
         }
+    }
+
+    fn disk(&self) -> Result<DiskSpace, EngineError> {
+        Err(refusal("disk"))
     }
 
     async fn create(&self, _spec: MachineSpec) -> Result<Arc<dyn Machine>, EngineError> {

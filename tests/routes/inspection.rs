@@ -92,6 +92,7 @@ async fn a_life_leaves_its_traces_and_is_counted() {
         names(&all[1]),
         [
             "RequestStart",
+            "Admitted",
             "RequestRecorded",
             "MachineStarted",
             "GuestAgentPingPassed",
@@ -105,6 +106,7 @@ async fn a_life_leaves_its_traces_and_is_counted() {
         names(&all[0]),
         [
             "RequestStart",
+            "Admitted",
             "SnapshotRestoreStart",
             "SnapshotRestoreDone",
             "ReadyProbePassed",

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod admin;
+mod admission;
 mod auth;
 mod bad_input;
 mod document;
@@ -65,11 +66,15 @@ impl Plane {
     }
 
     pub(crate) async fn with_max(max: Option<Duration>) -> Self {
+        Self::with_limits(Limits { max_length: max, concurrent_boots: 8, ..Limits::default() }).await
+    }
+
+    pub(crate) async fn with_limits(limits: Limits) -> Self {
+        let max = limits.max_length;
         let directory = tempfile::tempdir().unwrap();
         let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&directory.path().join("db")).unwrap());
         let (engine, clock) = (FakeEngine::new(), Arc::new(HeldClock::default()));
         let entropy = Arc::new(OsEntropy);
-        let limits = Limits { max_length: max, concurrent_boots: 8, guest_timeout: Duration::from_secs(10) };
         let registry = Registry::new(
             Arc::new(engine.clone()),
             Arc::clone(&store),

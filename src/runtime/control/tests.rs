@@ -20,6 +20,7 @@ use crate::{
     },
     sandbox::{Resources, SandboxSpec, SandboxState},
     store::memory::MemoryStore,
+    wire::link::Nonce,
 };
 
 const LONG: Duration = Duration::from_secs(20);
@@ -86,6 +87,8 @@ fn stage() -> (Arc<Scripted>, mpsc::UnboundedReceiver<DuplexStream>, Identity, A
         tokens: TokenKey::new([1; 32]),
         limits: Limits::default(),
         boots: tokio::sync::Semaphore::new(1),
+        admission: crate::runtime::admission::Admission::new(Limits::default().admission),
+        pool: Arc::default(),
         reaper: Arc::new(Reaper::default()),
         held: Arc::default(),
         closing: tokio_util::sync::CancellationToken::new(),

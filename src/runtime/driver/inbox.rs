@@ -69,6 +69,16 @@ impl Command {
         }
     }
 
+    /// Resolves when nobody waits for the answer any more.
+    pub(super) async fn abandoned(&mut self) {
+        match self {
+            Self::Ask { reply, .. } => reply.closed().await,
+            Self::Pause { reply, .. } | Self::SetEgress { reply, .. } => reply.closed().await,
+            Self::Seal { reply, .. } => reply.closed().await,
+            Self::Expired | Self::End(_) => std::future::pending().await,
+        }
+    }
+
     /// Answers with an error. What nobody waits for is dropped.
     pub(super) fn refuse(self, error: LifeError) {
         match self {

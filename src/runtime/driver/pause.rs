@@ -102,6 +102,7 @@ impl Driver {
     fn rests(&mut self, resting: Resting) -> Next {
         let kept = if resting.memory.is_some() { "its memory" } else { "its disk" };
         tracing::info!(sandbox.id = %self.id, "sandbox {} is paused with {kept}", self.id);
+        self.seat.rest(resting.memory.is_some());
         if let Some(cause) = self.ending.take() {
             return Next::End(resting.remains(), cause);
         }

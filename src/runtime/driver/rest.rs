@@ -89,7 +89,7 @@ impl Driver {
     }
 
     /// Serves again and answers, or rests on and says why.
-    async fn resume(&mut self, resting: Resting, command: Command) -> Next {
+    async fn resume(&mut self, resting: Resting, mut command: Command) -> Next {
         let (world, cancel) = (Arc::clone(&self.world), CancellationToken::new());
         let (length, reboot) = match command.request() {
             Request::Connect(length) | Request::Resume(length) => (length, false),
@@ -97,12 +97,35 @@ impl Driver {
             _ => (resting.record.spec.timeout().max(SHORTEST_WAKE), false),
         };
         world.traces.begin(self.id, Class::Resumed, world.now());
-        if resting.memory.is_some() && !reboot {
-            world.traces.event(self.id, Happening::SnapshotRestoreStart);
-        }
         self.show_rest(&resting, Stage::Resuming);
-        let waking = wake(&world, resting, length, reboot, &cancel);
-        match self.during(Stage::Resuming, &cancel, waking).await {
+        let seat = Arc::clone(&self.seat);
+        let waking = async {
+            let wanted = seat.wants(resting.record.spec.resources);
+            // Whoever hangs up, or ends the sandbox, leaves the queue.
+            let admitted = tokio::select! {
+                admitted = world.admission.admit(wanted) => admitted.map_err(LifeError::from),
+                () = command.abandoned() => Err(LifeError::Transitioning(resting.record.id)),
+                () = cancel.cancelled() => Err(LifeError::NotFound(resting.record.id)),
+                () = world.closing.cancelled() => Err(LifeError::ShuttingDown),
+            };
+            let from_disk = reboot || resting.memory.is_none();
+            let admitted = admitted.and_then(|admitted| {
+                if from_disk {
+                    world.restore_floor()?;
+                }
+                Ok(admitted)
+            });
+            match admitted {
+                Ok(admitted) => seat.join(&admitted),
+                Err(error) => return Err((error, resting)),
+            }
+            world.traces.event(resting.record.id, Happening::Admitted);
+            if resting.memory.is_some() && !reboot {
+                world.traces.event(resting.record.id, Happening::SnapshotRestoreStart);
+            }
+            wake(&world, resting, length, reboot, &cancel).await
+        };
+        match self.during(Stage::Resuming, &cancel, Box::pin(waking)).await {
             Ok(active) => {
                 self.begin(&active);
                 tracing::info!(sandbox.id = %self.id, "sandbox {} is resumed", self.id);
@@ -118,6 +141,7 @@ impl Driver {
                 if let Err(error) = self.world.store.put_sandbox(resting.record.clone()).await {
                     tracing::error!(sandbox.id = %self.id, %error, "a resume that failed was not recorded");
                 }
+                self.seat.rest(resting.memory.is_some());
                 self.show_rest(&resting, Stage::Paused);
                 command.refuse(error);
                 Next::Rest(resting)
@@ -147,6 +171,7 @@ impl Driver {
         resting.logs.note("warn", text, self.world.clock.now());
         resting.memory = None;
         resting.record.machine = None;
+        self.seat.rest(false);
         if let Err(error) = self.world.store.put_sandbox(resting.record.clone()).await {
             // The next gateway finds the same.
             tracing::error!(sandbox.id = %self.id, %error, "a lost memory was not recorded");

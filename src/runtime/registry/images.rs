@@ -71,6 +71,7 @@ impl Registry {
     pub async fn seal(&self, team: TeamId, id: SandboxId) -> Result<Sealed, LifeError> {
         self.open()?;
         let handle = self.handle(team, id)?;
+        self.inner.world.restore_floor()?;
         let build = BuildId::generate(&*self.inner.world.entropy);
         let held = Arc::clone(&self.inner.world.held);
         held.builds.lock().insert(build);
@@ -88,13 +89,19 @@ impl Registry {
 
     /// Looks soon for images that nobody owns any more.
     pub fn collect_images(&self) {
-        self.inner.world.held.changed.notify_one();
+        self.inner.world.held.look();
+        self.inner.world.pool.look();
     }
 }
 
 // === impl Held ===
 
 impl Held {
+    /// Somebody let go of an image.
+    pub(in crate::runtime) fn look(&self) {
+        self.changed.notify_one();
+    }
+
     /// Leaves sealed images, and others that nobody has owned for long. `images`: all without an owner.
     fn ripe(&self, images: &mut Vec<ImageUse>, now: Timestamp) {
         let mut unowned = self.unowned.lock();

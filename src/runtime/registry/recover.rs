@@ -23,6 +23,7 @@ use super::{LifeError, Registry};
 use crate::{
     id::SandboxId,
     runtime::{
+        admission::Share,
         boot::{Active, Remains},
         control::{Control, Identity},
         driver::{Frozen, Resting},
@@ -107,12 +108,16 @@ impl Registry {
         recovered.swept = world.engine.sweep(&keep).await?;
         recovered.swept.retain(|id| !recovered.ended.contains(id));
         for (record, machine) in ends {
-            let driver = self.inner.driver(&record);
+            // What is still to be ended has its room until then.
+            let seat = Arc::new(world.admission.take_over(Share::default()));
+            let driver = self.inner.driver(&record, seat);
             self.inner.tasks.spawn(driver.finish(Remains { record, machine }));
         }
         let mut ready = JoinSet::new();
         for resting in rests {
-            let driver = self.inner.driver(&resting.record);
+            let seat = world.admission.take_over(world.admission.share(resting.record.spec.resources));
+            seat.rest(resting.memory.is_some());
+            let driver = self.inner.driver(&resting.record, Arc::new(seat));
             let (shown, is_shown) = oneshot::channel();
             self.inner.tasks.spawn(driver.take_over_paused(resting, shown));
             ready.spawn(async move {
@@ -208,8 +213,10 @@ impl Registry {
         record: SandboxRecord,
         machine: Arc<dyn Machine>,
     ) -> impl Future<Output = ()> + Send + use<> {
-        let driver = self.inner.driver(&record);
         let world = Arc::clone(&self.inner.world);
+        // What runs is counted, whether there is room for it or not.
+        let seat = world.admission.take_over(world.admission.share(record.spec.resources));
+        let driver = self.inner.driver(&record, Arc::new(seat));
         let (ready, is_ready) = oneshot::channel();
         self.inner.tasks.spawn(async move {
             // One that was being copied when its gateway died stands still.

@@ -16,10 +16,12 @@ use crate::{
     store::{SandboxFilter, memory::MemoryStore},
 };
 
+mod admission;
 mod crash;
 mod life;
 mod rest;
 mod seal;
+mod warm;
 
 const LONG: Duration = Duration::from_secs(20);
 

@@ -55,7 +55,9 @@ impl Registry {
                 match self.send(&handle, id, Request::Wake).await {
                     Ok(_) | Err(LifeError::Transitioning(_)) => continue,
                     Err(LifeError::NotFound(_)) => return Err(NotRunning::NotFound),
-                    Err(LifeError::Engine(EngineError::Capacity(_))) => return Err(NotRunning::Full),
+                    Err(LifeError::Engine(EngineError::Capacity(_)) | LifeError::NoRoom(_)) => {
+                        return Err(NotRunning::Full);
+                    }
                     Err(_) => return Err(NotRunning::Transitioning),
                 }
             }

@@ -6,7 +6,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     id::SandboxId,
-    runtime::{engine::EngineError, link::GuestLink},
+    runtime::{admission::Refused, engine::EngineError, link::GuestLink},
     sandbox::SandboxRecord,
     store::StoreError,
 };
@@ -88,6 +88,9 @@ pub enum LifeError {
     /// It was not paused, and runs on.
     #[error("the sandbox was not paused: {0}")]
     Pause(String),
+    /// There was no room for it on this host.
+    #[error(transparent)]
+    NoRoom(#[from] Refused),
     /// The engine did not do it.
     #[error(transparent)]
     Engine(#[from] EngineError),
