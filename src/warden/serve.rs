@@ -280,7 +280,8 @@ impl<'a> Warden<'a> {
             .map(|(sandbox, _)| *sandbox)
             .collect();
         for sandbox in affected {
-            self.stop(sandbox, None, false);
+            // A machine that was to stand on a kept disk leaves it as it found it.
+            self.stop(sandbox, None, !stop_machines);
         }
     }
 

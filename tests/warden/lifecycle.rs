@@ -337,6 +337,47 @@ fn a_gateway_killed_in_the_middle_of_creates_leaves_no_half_machine() {
     }
 }
 
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
+}
+
+/// Makes a machine, and leaves its disk to whoever comes next.
+async fn leave_a_disk(data: &Data) -> MachineSpec {
+    let server = data.serve().await;
+    let spec = spec(data.image());
+    let machine = server.engine.create(spec.clone()).await.unwrap();
+    speaks(&machine).await;
+    machine.shelve().await.unwrap();
+    spec
+}
+
+/// Whether the disk is there for another machine; then it is given up.
+async fn is_left(data: &Data, sandbox: SandboxId) -> bool {
+    let server = data.serve().await;
+    if let Some(machine) = server.engine.find(sandbox).await.unwrap() {
+        machine.shelve().await.unwrap();
+    }
+    let left = server.engine.kept().await.unwrap().contains(&sandbox);
+    server.engine.discard(sandbox).await.unwrap();
+    server.client.shutdown(true).await.unwrap();
+    left
+}
+
+#[test]
+fn a_gateway_killed_while_a_machine_is_made_on_a_kept_disk_leaves_the_disk() {
+    let Some(data) = Data::new() else { return };
+    for wait in [0, 1, 2, 4, 6, 8, 10, 20] {
+        let MachineSpec { sandbox, build, resources, hostname, .. } = runtime().block_on(leave_a_disk(&data));
+        let next = CreateMachine { sandbox, generation: 2, build, resources, hostname, kept_disk: true };
+        let (socket, ..) = data.fork();
+        let packet = serde_json::to_vec(&Request { seq: 1, call: Call::CreateMachine(next) }).unwrap();
+        nix::unistd::write(&socket, &packet).unwrap();
+        std::thread::sleep(Duration::from_millis(wait));
+        drop(socket);
+        assert!(runtime().block_on(is_left(&data, sandbox)), "lost after {wait} ms");
+    }
+}
+
 #[test]
 fn a_warden_killed_in_the_middle_of_creates_leaves_nothing_behind_its_successor() {
     let Some(data) = Data::new() else { return };
@@ -360,14 +401,13 @@ fn a_warden_killed_in_the_middle_of_creates_leaves_nothing_behind_its_successor(
 #[test]
 fn twenty_machines_outlive_their_gateway_and_are_found_again() {
     let Some(data) = Data::new() else { return };
-    let first = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let first = runtime();
     let (records, scope) = first.block_on(make_twenty(&data));
     let running = scope.look();
     assert_eq!(running.networks.len(), 20);
     // The gateway is gone without a word: its socket closes.
     drop(first);
-    let second = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    second.block_on(find_again(&data, &records, &running));
+    runtime().block_on(find_again(&data, &records, &running));
     scope.settles_as(&Host::default());
 }
 
