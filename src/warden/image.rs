@@ -15,6 +15,7 @@
 //!     .pool/              a btrfs of the server's own (`storage`): images of sandboxes lie in it
 //!                         as they do here
 //!     .trash-<build>/     being removed; finished by the next maker if that is cut short
+//!     .squash-<build>/    what an image was before it took in those below it (`squash`)
 //! ```
 //! An image never changes once it has its name, so it is read without a lock. The files of a
 //! layer may be hard links to the host's own (kind [`ImageKind::HostPackages`]): whoever works on
@@ -48,6 +49,7 @@ mod integrity;
 mod layers;
 mod remove;
 pub(super) mod seal;
+pub(super) mod squash;
 pub(super) mod tree;
 
 pub(super) use draft::Draft;
@@ -57,6 +59,8 @@ pub(super) use tree::Tree;
 pub(super) const FORMAT: u32 = 1;
 /// Describes a complete image.
 const MANIFEST: &str = "image.json";
+/// Snapshots that lie on each other before they are made one.
+pub(super) const TALL: usize = 16;
 /// How many images may lie on each other; the kernel mounts some hundred layers.
 pub(super) const DEEPEST: usize = 64;
 /// A manifest is some hundred bytes; a larger one is not ours.

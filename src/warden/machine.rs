@@ -36,6 +36,9 @@ pub(super) struct Record {
     pub(super) start_time: u64,
     /// Which boot that was.
     pub(super) boot_id: String,
+    /// The images that it is mounted from, its own first; empty: an earlier version made it.
+    #[serde(default)]
+    pub(super) lineage: Vec<BuildId>,
     /// The size of its disk, in MiB; 0: not known.
     #[serde(default)]
     pub(super) disk_mb: u32,

@@ -107,6 +107,10 @@ pub(super) struct Warden<'a> {
     parents: BTreeMap<BuildId, BuildId>,
     /// Snapshots that hold what they should, as far as is known: made or read whole by this warden.
     checked: BTreeSet<BuildId>,
+    /// Snapshots that lie on too many others.
+    tall: BTreeSet<BuildId>,
+    /// Builds of which something is left that machines may be mounted from (`image::squash`).
+    formers: BTreeSet<BuildId>,
     jobs: HashMap<u64, Job>,
     /// Since when something lies in the rubbish that no worker has been sent for.
     rubbish: Option<Instant>,
@@ -150,6 +154,8 @@ impl<'a> Warden<'a> {
             slots: Slots::new(instance, &[]),
             parents: BTreeMap::new(),
             checked: BTreeSet::new(),
+            tall: BTreeSet::new(),
+            formers: BTreeSet::new(),
             jobs: HashMap::new(),
             rubbish: None,
             tick: TICK,
@@ -197,6 +203,7 @@ impl<'a> Warden<'a> {
             let progress = self.finish_endings() | self.finish_settling();
             self.tick = if progress { TICK } else { (self.tick * 2).min(LONGEST_TICK) };
             self.collect_rubbish();
+            self.tidy_images();
             events.is_empty() && self.closing.is_none() && self.queue.is_empty() && self.slots.refill()
         }));
         if rest.is_err() {

@@ -17,7 +17,10 @@ use rustix::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::wire::warden::{ImageInfo, ProbeResult};
+use crate::{
+    id::BuildId,
+    wire::warden::{ImageInfo, ProbeResult},
+};
 
 /// How much lower than the warden's the workers' priority is.
 const NICENESS: i32 = 10;
@@ -39,6 +42,8 @@ pub(crate) enum Report {
     Probes(Vec<ProbeResult>),
     /// It counted bytes; and ended so many processes that wrote too many.
     Bytes { used: u64, ended: u64 },
+    /// It made one image of several, on this one.
+    Squashed(BuildId),
     /// There was no room for it.
     Full(String),
     /// It could not.

@@ -261,3 +261,60 @@ async fn no_machine_is_made_of_a_snapshot_that_is_not_what_it_was() {
     server.client.shutdown(true).await.unwrap();
     server.scope.settles_as(&Host::default());
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tall_pile_of_snapshots_is_made_one_under_machines_that_go_on() {
+    const ROUNDS: usize = 16;
+    let Some(data) = Data::new() else { return };
+    let server = data.serve().await;
+    let before = idle(&server).await;
+    let ground = data.image();
+    let mut builds = vec![ground];
+    let mut last = None;
+    for round in 0..=ROUNDS {
+        let of_build = spec(*builds.last().unwrap());
+        let sandbox = of_build.sandbox;
+        let machine = server.engine.create(of_build).await.unwrap();
+        told(&machine, &[&format!("write /root/file{round} text{round}")]).await;
+        if round < ROUNDS {
+            let build = BuildId::generate(&OsEntropy);
+            machine.freeze().await.unwrap();
+            server.engine.seal(sandbox, build, unheard()).await.unwrap();
+            machine.thaw().await.unwrap();
+            builds.push(build);
+        }
+        if let Some(former) = last.replace(machine) {
+            former.stop(Duration::ZERO).await.unwrap();
+        }
+    }
+    let (last, top) = (last.unwrap(), *builds.last().unwrap());
+    let parent = async |build| {
+        let images = server.engine.images().await.unwrap();
+        images.into_iter().find(|image| image.build == build).and_then(|image| image.parent)
+    };
+    let until_low = async {
+        while parent(top).await != Some(ground) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), until_low).await.expect("in time");
+    // The machine sees what it was made of, whichever form that had; so does a new one.
+    let next = server.engine.create(spec(top)).await.unwrap();
+    for machine in [&last, &next] {
+        for round in 0..ROUNDS {
+            assert_eq!(say(machine, &format!("read /root/file{round}")).await, format!("text text{round}"));
+        }
+    }
+    server.client.check_image(top).await.unwrap();
+    last.stop(Duration::ZERO).await.unwrap();
+    let former = data.path().join(format!("templates/.squash-{top}"));
+    until(|| !former.exists()).await;
+    assert_eq!(say(&next, "read /root/file0").await, "text text0");
+    next.stop(Duration::ZERO).await.unwrap();
+    // Those below it are nobody's any more.
+    for build in builds[1..].iter().rev() {
+        assert!(server.engine.remove_image(*build).await.unwrap());
+    }
+    server.scope.settles_as(&before);
+    server.client.shutdown(true).await.unwrap();
+}

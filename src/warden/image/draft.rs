@@ -85,7 +85,8 @@ impl<'s> Draft<'s> {
         notice: Option<String>,
     ) -> Result<ImageInfo, ImageError> {
         let (format, build) = (FORMAT, self.build);
-        self.name(Manifest { format, build, kind, parent: None, disk: None, fingerprint, notice })
+        let manifest = Manifest { format, build, kind, parent: None, disk: None, fingerprint, notice };
+        self.name(manifest, &build.to_string())
     }
 
     /// The same for an image of a sandbox, whose layers lie on those of another. `disk`: they are
@@ -96,15 +97,23 @@ impl<'s> Draft<'s> {
         disk: Option<btrfs::Identity>,
     ) -> Result<ImageInfo, ImageError> {
         let (format, build, kind, parent) = (FORMAT, self.build, ImageKind::Snapshot, Some(parent));
-        self.name(Manifest { format, build, kind, parent, disk, fingerprint: None, notice: None })
+        let manifest = Manifest { format, build, kind, parent, disk, fingerprint: None, notice: None };
+        self.name(manifest, &build.to_string())
     }
 
-    fn name(mut self, manifest: Manifest) -> Result<ImageInfo, ImageError> {
+    /// The same for a copied image, under another name than its build's.
+    pub(super) fn finish_as(self, parent: BuildId, name: &str) -> Result<ImageInfo, ImageError> {
+        let (format, build, kind, parent) = (FORMAT, self.build, ImageKind::Snapshot, Some(parent));
+        let (disk, fingerprint, notice) = (None, None, None);
+        self.name(Manifest { format, build, kind, parent, disk, fingerprint, notice }, name)
+    }
+
+    fn name(mut self, manifest: Manifest, as_name: &str) -> Result<ImageInfo, ImageError> {
         let build = self.build;
         let text = serde_json::to_vec_pretty(&manifest).doing(|| format!("describe {build}"))?;
         self.write(MANIFEST, &text)?;
         fs::syncfs(&self.dir).doing(|| format!("bring {build} to the disk"))?;
-        fs::renameat_with(self.store, &*name(build), self.store, &*build.to_string(), RenameFlags::NOREPLACE)
+        fs::renameat_with(self.store, &*name(build), self.store, as_name, RenameFlags::NOREPLACE)
             .doing(|| format!("give {build} its name"))?;
         self.finished = true;
         sync_names(self.store).doing(|| format!("bring the name of {build} to the disk"))?;
@@ -144,7 +153,7 @@ fn name(build: BuildId) -> String {
     format!("{}{build}", remove::DRAFT)
 }
 
-fn sync_names(store: BorrowedFd<'_>) -> Result<(), Errno> {
+pub(super) fn sync_names(store: BorrowedFd<'_>) -> Result<(), Errno> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     fs::fsync(fs::openat(store, ".", flags, Mode::empty())?)
 }

@@ -2,8 +2,8 @@
 //!
 //! The copying is done by a confined child (see [`confine`]) whose root directory is the draft: of
 //! the rest of the host it has the sandbox's layers, as open directories, and nothing else. When
-//! too many snapshots would lie on each other, the new one takes the contents of those below it
-//! in, and lies on what they lay on.
+//! too many snapshots would lie on each other all the same (see `squash`), the new one takes the contents
+//! of those below it in, and lies on what they lay on.
 //!
 //! On btrfs nothing is copied: a snapshot of the subvolume is taken, and cannot be changed.
 //!
@@ -15,7 +15,7 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use rustix::thread::CapabilitySet;
 
 use super::{
-    Doing as _, Draft, ImageError, directory,
+    Doing as _, Draft, ImageError, Manifest, directory,
     integrity::Integrity,
     layer_name,
     layers::{self, Target},
@@ -32,13 +32,20 @@ use crate::{
 };
 
 /// Snapshots that lie on each other before the next one takes them in.
-const HIGHEST: usize = 20;
+const HIGHEST: usize = 40;
 /// Of a draft: further names of files while they are copied.
 const LINKS: &str = "links";
 /// What each layer held, beside the layers.
 const INTEGRITY: &str = "integrity.json";
 /// Its text is some hundred bytes.
 const LARGEST: u64 = 64 * 1024;
+
+/// Layers of one mount, the top one first.
+#[derive(Debug)]
+pub(super) struct Pile {
+    at: &'static str,
+    layers: Vec<OwnedFd>,
+}
 
 /// Makes image `build` of the layers in a machine's directory, on top of image `parent`. Nobody may
 /// write to them until `copied` is called. Call it as root, in a process with one thread.
@@ -75,24 +82,35 @@ pub(in crate::warden) fn seal(
     } else {
         (&lineage[..0], parent)
     };
-    let mut piles: Vec<Vec<OwnedFd>> = Vec::new();
+    let mut piles = Vec::new();
     for (number, at) in mounts.iter().enumerate() {
         let upper = room::open(room.as_fd(), &room::layer("upper", number))
             .doing(|| format!("open the writable layer of /{at}"))?;
-        let mut pile = vec![upper];
-        for (manifest, image) in taken {
-            pile.push(sealed_layer(image.as_fd(), manifest, number, at)?);
-        }
+        let mut pile = Pile::of(taken, number, at)?;
+        pile.layers.insert(0, upper);
         piles.push(pile);
     }
     let draft = Draft::begin(place, build)?;
-    let names: Vec<&'static str> = mounts.iter().map(|at| layer_name(at)).collect();
-    copy(&draft, &names, &piles)?;
+    copy(&draft, &piles)?;
     drop(piles);
     copied();
-    draft.remove(LINKS)?;
-    draft.write(INTEGRITY, sum_up(&draft, &names)?.as_bytes())?;
+    settle(&draft, &mounts)?;
     draft.finish_on(below, None)
+}
+
+// === impl Pile ===
+
+impl Pile {
+    /// What these snapshots, the top one first, have for the mount of this number.
+    pub(super) fn of(
+        snapshots: &[(Manifest, OwnedFd)],
+        number: usize,
+        at: &'static str,
+    ) -> Result<Self, ImageError> {
+        let layer =
+            |(manifest, image): &(Manifest, OwnedFd)| sealed_layer(image.as_fd(), manifest, number, at);
+        Ok(Self { at, layers: snapshots.iter().map(layer).collect::<Result<_, _>>()? })
+    }
 }
 
 fn unsound(build: BuildId, reason: &str) -> ImageError {
@@ -107,23 +125,28 @@ fn identity(image: BorrowedFd<'_>) -> Result<Option<btrfs::Identity>, ImageError
 }
 
 /// Copies each pile into a layer of the draft.
-fn copy(draft: &Draft<'_>, names: &[&'static str], piles: &[Vec<OwnedFd>]) -> Result<(), ImageError> {
-    let targets = names.iter().map(|name| draft.layer(name)).collect::<Result<Vec<_>, _>>()?;
+pub(super) fn copy(draft: &Draft<'_>, piles: &[Pile]) -> Result<(), ImageError> {
+    let layers = piles.iter().map(|pile| draft.layer(layer_name(pile.at)));
+    let targets = layers.collect::<Result<Vec<_>, _>>()?;
     let links = draft.layer(LINKS)?;
     confine::run(draft.as_fd(), CapabilitySet::SETFCAP, &mut |_| {}, |_| {
         for (pile, layer) in piles.iter().zip(&targets) {
-            layers::copy(pile, Target { layer: layer.as_fd(), links: links.as_fd() })?;
+            layers::copy(&pile.layers, Target { layer: layer.as_fd(), links: links.as_fd() })?;
         }
         Ok(None)
     })?;
     Ok(())
 }
 
-/// What the layers of a draft hold, as JSON.
-fn sum_up(draft: &Draft<'_>, names: &[&'static str]) -> Result<String, ImageError> {
-    let open = |name: &&'static str| directory(draft.as_fd(), name).doing(|| format!("open layer {name}"));
-    let layers = names.iter().map(open).collect::<Result<Vec<_>, _>>()?;
-    record(draft.as_fd(), layers)
+/// Sums up what a draft's layers for these mounts hold after a copy.
+pub(super) fn settle(draft: &Draft<'_>, mounts: &[&'static str]) -> Result<(), ImageError> {
+    draft.remove(LINKS)?;
+    let open = |at: &&'static str| {
+        let name = layer_name(at);
+        directory(draft.as_fd(), name).doing(|| format!("open layer {name}"))
+    };
+    let layers = mounts.iter().map(open).collect::<Result<Vec<_>, _>>()?;
+    draft.write(INTEGRITY, record(draft.as_fd(), layers)?.as_bytes())
 }
 
 /// What layers hold, as JSON, read by a confined child whose root directory is `top`.
@@ -141,22 +164,25 @@ fn record(top: BorrowedFd<'_>, layers: Vec<OwnedFd>) -> Result<String, ImageErro
 pub(in crate::warden) fn check(store: BorrowedFd<'_>, build: BuildId) -> Result<(), ImageError> {
     let damaged = |reason: String| ImageError::Damaged { build, reason };
     let image = super::open(store, build)?;
-    if let Some(told) = super::manifest(image.as_fd(), build)?.disk {
+    let manifest = super::manifest(image.as_fd(), build)?;
+    if let Some(told) = &manifest.disk {
         let found = identity(image.as_fd())?;
         // What is on the disk is summed up by the file system itself, block by block.
-        return if found == Some(told) { Ok(()) } else { Err(damaged("it was written to".to_owned())) };
+        return if found.as_ref() == Some(told) {
+            Ok(())
+        } else {
+            Err(damaged("it was written to".to_owned()))
+        };
     }
     let text = super::tree::read_capped(image.as_fd(), INTEGRITY, LARGEST)
         .map_err(|error| damaged(format!("{INTEGRITY}: {error}")))?;
     let told: Vec<Integrity> =
         serde_json::from_slice(&text).map_err(|error| damaged(format!("{INTEGRITY}: {error}")))?;
+    // The layers of what was opened: the image may be squashed meanwhile.
     let mounts = resolve(store, build)?.mounts;
-    let mut found = Vec::with_capacity(mounts.len());
-    for mount in mounts {
-        // The top one is the snapshot's own.
-        let layer = mount.lowers.into_iter().next().ok_or_else(|| damaged("it has no layer".to_owned()))?;
-        found.push(layer);
-    }
+    let layers = mounts.iter().enumerate();
+    let layers = layers.map(|(number, mount)| sealed_layer(image.as_fd(), &manifest, number, mount.at));
+    let found = layers.collect::<Result<Vec<_>, _>>()?;
     let found = record(image.as_fd(), found).map_err(|error| damaged(error.to_string()))?;
     let found: Vec<Integrity> = serde_json::from_str(&found).map_err(|error| damaged(error.to_string()))?;
     if found == told { Ok(()) } else { Err(damaged("its files are not what they were".to_owned())) }

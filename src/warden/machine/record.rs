@@ -18,8 +18,8 @@ const NAME: &str = "machine.json";
 const NEW: &str = "machine.json.new";
 /// Marks a writable layer that waits for its next machine.
 const KEPT: &str = "kept.json";
-/// No record is longer.
-const LONGEST: u64 = 4096;
+/// No record is longer: it names some images.
+const LONGEST: u64 = 16 * 1024;
 
 /// Writes the record into the machine's directory.
 pub(in crate::warden) fn write(room: BorrowedFd<'_>, record: &Record) -> io::Result<()> {
@@ -112,6 +112,7 @@ mod tests {
             start_time: start_time(&stat).unwrap(),
             boot_id: "boot".to_owned(),
             disk_mb: 1024,
+            lineage: Vec::new(),
         }
     }
 

@@ -118,6 +118,7 @@ impl Warden<'_> {
             start_time: 0,
             boot_id: self.boot_id.clone(),
             disk_mb: spec.resources.disk_mb,
+            lineage: layers.builds.clone(),
         };
         let begun = self
             .assemble(&record, spec, &layers, &slot)

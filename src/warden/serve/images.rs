@@ -9,7 +9,7 @@ use super::{Warden, jobs::Purpose};
 use crate::{
     id::{BuildId, SandboxId},
     warden::{
-        image::{self, seal},
+        image::{self, seal, squash},
         machine::{Phase, record, room},
         worker::{self, Report},
     },
@@ -160,6 +160,74 @@ impl Warden<'_> {
             .any(|build| build == below)
     }
 
+    /// A build and those that it lies on.
+    pub(super) fn lineage(&self, build: BuildId) -> Vec<BuildId> {
+        let below = |build: &BuildId| self.parents.get(build).copied();
+        std::iter::successors(Some(build), below).take(image::DEEPEST + 1).collect()
+    }
+
+    /// Makes tall piles of images low, one at a time, and removes what that has left.
+    pub(super) fn tidy_images(&mut self) {
+        let busy = |purpose: &Purpose| matches!(purpose, Purpose::Squash(_) | Purpose::ForgetFormer(_));
+        if self.closing.is_some() || self.has_job(busy) {
+            return;
+        }
+        let prepared = self.prepared;
+        if let Some(build) = self.free_former() {
+            return self.send_worker(
+                Vec::new(),
+                Purpose::ForgetFormer(build),
+                move |_| match squash::forget(prepared.templates.as_fd(), build) {
+                    Ok(()) => Report::Done,
+                    Err(error) => Report::Failed(error.to_string()),
+                },
+            );
+        }
+        let ready = self.tall.iter().copied().find(|build| !self.formers.contains(build));
+        let Some(build) = ready else { return };
+        self.tall.remove(&build);
+        if self.is_leaving(&[build]) {
+            return;
+        }
+        self.send_worker(Vec::new(), Purpose::Squash(build), move |_| {
+            match squash::squash(prepared.templates.as_fd(), build) {
+                Ok(Some(ground)) => Report::Squashed(ground),
+                Ok(None) => Report::Done,
+                Err(error) => Report::Failed(error.to_string()),
+            }
+        });
+    }
+
+    pub(super) fn squashed(&mut self, build: BuildId, outcome: &Report) {
+        // Also of one that failed: it may have failed behind the exchange.
+        self.formers.insert(build);
+        if let Report::Squashed(ground) = outcome {
+            tracing::info!(build.id = %build, "a tall pile of snapshots was made one");
+            self.parents.insert(build, *ground);
+            self.checked.insert(build);
+        } else {
+            let parent = image::parent(self.prepared.templates.as_fd(), build).ok().flatten();
+            self.parents.extend(parent.map(|parent| (build, parent)));
+        }
+    }
+
+    /// A build whose former image nothing can be looking at: no machine was mounted from what it was, and
+    /// no worker reads images.
+    fn free_former(&self) -> Option<BuildId> {
+        let reading = |purpose: &Purpose| matches!(purpose, Purpose::Seal { .. } | Purpose::Check(_));
+        if self.formers.is_empty() || self.has_job(reading) {
+            return None;
+        }
+        let mounted = |build: &BuildId| {
+            self.machines.values().any(|machine| {
+                let mut lineage = machine.record.lineage.iter().skip_while(|of| *of != build);
+                // On what it lies now: made after the exchange.
+                lineage.next().is_some() && lineage.next() != self.parents.get(build)
+            })
+        };
+        self.formers.iter().copied().find(|build| !mounted(build))
+    }
+
     /// Removes what workers left that did not come to their end.
     pub(super) fn clear_drafts(&mut self) {
         let prepared = self.prepared;
@@ -200,7 +268,10 @@ impl Warden<'_> {
     /// What keeps an image from being removed.
     fn user_of(&self, build: BuildId) -> Option<String> {
         let machine = |sandbox: &SandboxId| format!("the machine of {sandbox}");
-        let live = self.machines.iter().find(|(_, machine)| machine.record.build == build);
+        let live = self
+            .machines
+            .iter()
+            .find(|(_, machine)| machine.record.build == build || machine.record.lineage.contains(&build));
         let queued = self.queue.iter().find(|(_, queued)| queued.build == build);
         live.map(|(sandbox, _)| machine(sandbox))
             .or_else(|| queued.map(|(_, queued)| machine(&queued.sandbox)))
@@ -210,7 +281,9 @@ impl Warden<'_> {
             })
             .or_else(|| {
                 let made = |purpose: &Purpose| match purpose {
-                    Purpose::Seal { build: of, .. } | Purpose::Settle(of) => *of == build,
+                    Purpose::Seal { build: of, .. } | Purpose::Settle(of) | Purpose::Squash(of) => {
+                        *of == build
+                    }
                     _ => false,
                 };
                 self.has_job(made).then(|| "the worker that makes it".to_owned())

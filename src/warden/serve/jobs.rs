@@ -43,6 +43,10 @@ pub(super) enum Purpose {
     },
     /// Bring an image to the disk: what it was made of is copied.
     Settle(BuildId),
+    /// Make one image of a snapshot and those below it.
+    Squash(BuildId),
+    /// Remove what was left of that.
+    ForgetFormer(BuildId),
     /// Hold an image against its record.
     Check(BuildId),
     /// Nothing any more: it was to make this image, and was told to end.
@@ -203,6 +207,9 @@ impl Warden<'_> {
                 self.parents.remove(&build);
                 self.checked.remove(&build);
             }
+            (Purpose::Squash(build), outcome) => self.squashed(build, outcome),
+            // One that could not be removed is found by the next warden.
+            (Purpose::ForgetFormer(build), _) => drop(self.formers.remove(&build)),
             (Purpose::Check(build), Report::Image(_)) => drop(self.checked.insert(build)),
             (Purpose::Check(build), Report::Failed(reason)) => self.refuse_creates_on(build, reason),
             // One that was made just before it was given up is there, and nobody knows of it.
@@ -213,6 +220,9 @@ impl Warden<'_> {
                 let parent = image::parent(self.prepared.templates.as_fd(), build).ok().flatten();
                 self.parents.extend(parent.map(|parent| (build, parent)));
                 self.checked.insert(build);
+                if self.lineage(build).len() > image::TALL {
+                    self.tall.insert(build);
+                }
             }
             (Purpose::Seal { build, .. } | Purpose::Settle(build) | Purpose::GivenUp(build), _) => {
                 self.parents.remove(&build);

@@ -12,7 +12,7 @@ use super::{Source, Warden};
 use crate::{
     id::SandboxId,
     warden::{
-        image,
+        image::{self, squash},
         machine::{Machine, Phase, Record, record, room},
         slots::Slots,
     },
@@ -27,6 +27,8 @@ impl Warden<'_> {
     pub(super) fn recover(&mut self) -> io::Result<()> {
         let images =
             image::list(self.prepared.templates.as_fd(), None, usize::MAX).map_err(io::Error::other)?;
+        self.formers =
+            squash::formers(self.prepared.templates.as_fd()).map_err(io::Error::other)?.into_iter().collect();
         self.parents = images.iter().filter_map(|image| Some((image.build, image.parent?))).collect();
         let machines = self.prepared.machines.as_fd();
         room::trash(machines)?;
@@ -62,8 +64,11 @@ impl Warden<'_> {
         Some(Found::Kept)
     }
 
-    fn adopt(&mut self, record: Record, process: std::os::fd::OwnedFd) -> io::Result<()> {
+    fn adopt(&mut self, mut record: Record, process: std::os::fd::OwnedFd) -> io::Result<()> {
         let sandbox = record.sandbox;
+        if record.lineage.is_empty() {
+            record.lineage = self.lineage(record.build);
+        }
         let token = self.watch.add(process.as_fd(), epoll::EventFlags::IN, Source::Process(sandbox))?;
         let mut machine = Machine::new(record, Phase::Live { settling: None });
         machine.frozen = self.cgroups.frozen(machine.record.name());
