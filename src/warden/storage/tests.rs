@@ -208,7 +208,7 @@ fn a_squash_that_is_killed_leaves_a_whole_image() {
             })
             .unwrap();
             // Later from round to round: each step is cut short by one of them.
-            std::thread::sleep(Duration::from_millis(8) * round);
+            std::thread::sleep(Duration::from_millis(30) * round);
             drop(worker);
             seal::check(store, last).unwrap();
             let builds = image::resolve(store, last).unwrap().builds.len();
