@@ -6,7 +6,7 @@
 //!
 //! | layer | modules |
 //! | --- | --- |
-//! | words | [`body`], `hold`, [`id`], [`clock`], `error`, [`sandbox`], [`wire`] |
+//! | words | [`body`], `failpoint`, `hold`, [`id`], [`clock`], `error`, [`sandbox`], [`wire`] |
 //! | ports | `runtime::{engine, layers, link}`, `store` (the trait) |
 //! | engines | `runtime::namespace`, `vz`, `store::sqlite` |
 //! | life | `runtime::{registry, driver, boot, reaper, ...}`; engines only as `dyn Engine` |
@@ -18,6 +18,8 @@
 
 pub mod body;
 pub mod clock;
+#[cfg(feature = "gateway")]
+pub(crate) mod failpoint;
 #[cfg(feature = "gateway")]
 pub mod hold;
 pub mod id;

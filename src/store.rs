@@ -191,7 +191,7 @@ pub enum Idempotency {
 }
 
 /// Why the store did not do it.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum StoreError {
     /// A unique name is taken.
@@ -203,6 +203,9 @@ pub enum StoreError {
     /// Sandboxes stand on what was to be removed.
     #[error("sandboxes use it")]
     InUse,
+    /// The disk under it is full; nothing was written.
+    #[error("store: the disk is full")]
+    Full,
     /// The store itself failed.
     #[error("store: {0}")]
     Backend(String),

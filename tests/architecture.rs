@@ -16,6 +16,7 @@ const WORDS: &[&str] = &["body", "hold", "id", "clock", "error", "sandbox", "wir
 /// First match wins, so the narrower room stands first.
 const RULES: &[Rule] = &[
     Rule { room: "body", may: WORDS },
+    Rule { room: "failpoint", may: &[] },
     Rule { room: "hold", may: WORDS },
     Rule { room: "id", may: WORDS },
     Rule { room: "clock", may: WORDS },
@@ -32,6 +33,7 @@ const RULES: &[Rule] = &[
         room: "runtime::namespace",
         may: &[
             "body",
+            "failpoint",
             "id",
             "clock",
             "error",
@@ -63,7 +65,10 @@ const RULES: &[Rule] = &[
         room: "vz",
         may: &["body", "id", "clock", "error", "sandbox", "wire", "runtime::engine", "runtime::link", "vz"],
     },
-    Rule { room: "runtime", may: &["body", "id", "clock", "error", "sandbox", "wire", "store", "runtime"] },
+    Rule {
+        room: "runtime",
+        may: &["body", "failpoint", "id", "clock", "error", "sandbox", "wire", "store", "runtime"],
+    },
     Rule {
         room: "proxy",
         may: &[
@@ -83,6 +88,7 @@ const RULES: &[Rule] = &[
         room: "routes",
         may: &[
             "body",
+            "failpoint",
             "hold",
             "id",
             "clock",
@@ -96,7 +102,7 @@ const RULES: &[Rule] = &[
         ],
     },
     Rule { room: "guest", may: &["body", "id", "clock", "error", "sandbox", "wire", "guest"] },
-    Rule { room: "warden", may: &["body", "id", "clock", "error", "sandbox", "wire", "warden"] },
+    Rule { room: "warden", may: &["body", "failpoint", "id", "clock", "error", "sandbox", "wire", "warden"] },
     Rule { room: "config", may: &["body", "id", "clock", "error", "sandbox", "wire", "config"] },
     Rule {
         room: "telemetry",

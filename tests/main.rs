@@ -6,6 +6,7 @@
 )]
 
 mod architecture;
+mod failpoints;
 mod proxy;
 mod routes;
 mod runtime;

@@ -24,6 +24,7 @@ ENV = ROOT / "target" / "test-env"
 PYTHON = ENV / "venv" / "bin" / "python"
 NODE = ENV / "node-bin"
 FIRKIN = ROOT / "target" / f"{platform.machine()}-unknown-linux-gnu" / "release" / "firkin"
+FAILPOINTS = ROOT / "target" / "debug" / "firkin"
 METHODS = pathlib.Path("tests") / "sdk" / "python" / "methods"
 RUN_SECONDS = 300
 START_SECONDS = 180
@@ -105,6 +106,7 @@ class Server:
         # What it prints later must not fill the pipe.
         threading.Thread(target=self.process.stdout.read, daemon=True).start()
         environment["FIRKIN_BIN"] = str(FIRKIN)
+        environment["FIRKIN_FAILPOINTS_BIN"] = str(FAILPOINTS)
         environment["FIRKIN_TEST_DATA_DIR"] = str(self.data / "data")
         return environment
 
@@ -229,7 +231,14 @@ def server():
         running.stop()
 
 
+def build_failpoints(counts):
+    """The binary that dies at named steps, and no other: built as `cargo test` builds it, so after that it is there."""
+    code, _ = stream(["cargo", "test", "--all-features", "--no-run", "--test", "integration"])
+    counts.add(0, int(code != 0))
+
+
 def sdk(counts):
+    build_failpoints(counts)
     with server() as environment:
         examples(counts, environment)
         pytest(counts, environment, "-m", "not soak")

@@ -93,6 +93,15 @@ impl ApiError {
             .code("internal_server_error")
     }
 
+    /// 507: there is no room under the data directory; everything is as it was.
+    pub fn disk_full() -> Self {
+        Self::new(
+            StatusCode::INSUFFICIENT_STORAGE,
+            "This server's disk is full; free space or delete snapshots, then try again",
+        )
+        .never_retry()
+    }
+
     /// With a slug for programs.
     pub fn code(mut self, slug: &'static str) -> Self {
         self.error_code = Some(slug);
@@ -153,6 +162,7 @@ impl From<StoreError> for ApiError {
             }
             StoreError::Missing => Self::not_found("not found"),
             StoreError::InUse => Self::bad_request("sandboxes use it; end them first"),
+            StoreError::Full => Self::disk_full(),
             error => {
                 tracing::error!(%error, "the store failed a request");
                 Self::internal()
@@ -250,11 +260,7 @@ impl From<EngineError> for ApiError {
             )
             .code("sandbox_capacity_unavailable")
             .retry_after(1),
-            EngineError::DiskFull => Self::new(
-                StatusCode::INSUFFICIENT_STORAGE,
-                "This server's disk is full; free space or delete snapshots, then try again",
-            )
-            .never_retry(),
+            EngineError::DiskFull => Self::disk_full(),
             error @ EngineError::Unsupported { .. } => {
                 Self::new(StatusCode::NOT_IMPLEMENTED, error.to_string())
             }

@@ -23,7 +23,10 @@ use super::{
     warm::Warm,
     world::{Phase, World},
 };
-use crate::sandbox::{SandboxRecord, SandboxState};
+use crate::{
+    sandbox::{SandboxRecord, SandboxState},
+    store::StoreError,
+};
 
 /// How long a warm machine has to take its init: it has answered before.
 const WARM_BOUND: Duration = Duration::from_secs(2);
@@ -73,6 +76,8 @@ pub(super) struct Failed {
 /// What there is to be cleared: the record, and the machine if there is one.
 pub(super) struct Remains {
     pub(super) record: SandboxRecord,
+    /// False: the store was full, and has nothing of it.
+    pub(super) recorded: bool,
     pub(super) machine: Option<Arc<dyn Machine>>,
 }
 
@@ -162,7 +167,10 @@ impl Requested {
 
     async fn prepare(self, world: &World) -> Result<Prepared, Failed> {
         if let Err(error) = world.store.put_sandbox(self.record.clone()).await {
-            return Err(self.failed(error.into()));
+            let recorded = error != StoreError::Full;
+            let mut failed = self.failed(error.into());
+            failed.remains.recorded = recorded;
+            return Err(failed);
         }
         match world.reached(self.record.id, Phase::Prepared).await {
             Ok(()) => Ok(Prepared(self)),
@@ -171,11 +179,12 @@ impl Requested {
     }
 
     fn failed(self, error: LifeError) -> Failed {
-        Failed { error, remains: Remains { record: self.record, machine: None } }
+        Failed { error, remains: Remains { record: self.record, recorded: true, machine: None } }
     }
 
     fn failed_with(self, error: LifeError, machine: Arc<dyn Machine>) -> Failed {
-        Failed { error, remains: Remains { record: self.record, machine: Some(machine) } }
+        let machine = Some(machine);
+        Failed { error, remains: Remains { record: self.record, recorded: true, machine } }
     }
 }
 

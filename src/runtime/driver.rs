@@ -56,6 +56,7 @@ use super::{
     world::World,
 };
 use crate::{
+    failpoint::{self, Step},
     id::SandboxId,
     sandbox::{OnTimeout, SandboxRecord, SandboxState},
 };
@@ -187,6 +188,7 @@ impl Driver {
             match warm {
                 Some(warm) => {
                     world.traces.event(requested.record.id, Happening::PoolLeaseAcquired);
+                    failpoint::reach(Step::WarmTaken);
                     boot::run_on(&world, warm, requested, &cancel).await
                 }
                 None => boot::run(&world, requested, &cancel).await,
@@ -197,6 +199,7 @@ impl Driver {
                 let sandbox = self.world.tokens.view(active.record.clone());
                 self.begin(&active);
                 tracing::info!(sandbox.id = %self.id, "sandbox {} runs", self.id);
+                failpoint::reach(Step::BootShown);
                 // Nobody may be waiting any more: it then lives until its deadline.
                 let _ = reply.send(Ok(sandbox));
                 self.drive(Next::Live(active)).await;
@@ -387,13 +390,19 @@ impl Driver {
 
     /// The teardown: record, machine, record.
     async fn clear(self, remains: Remains) {
-        let Remains { mut record, machine } = remains;
+        let Remains { mut record, recorded, machine } = remains;
         let id = record.id;
+        if !recorded {
+            // It came to nothing else either: a full store is not asked to forget what it never had.
+            return self.world.traces.event(id, Happening::EndDone);
+        }
+        failpoint::reach(Step::EndHidden);
         record.state = SandboxState::Killing;
         if let Err(error) = self.world.store.put_sandbox(record).await {
             // The machine ends all the same; a restart finds none for the record and removes it.
             tracing::error!(sandbox.id = %id, %error, "the end of sandbox {id} was not recorded");
         }
+        failpoint::reach(Step::EndRecorded);
         let mut retry = Retry::default();
         if let Some(machine) = machine {
             while let Err(error) = machine.stop(Duration::ZERO).await {
@@ -403,6 +412,7 @@ impl Driver {
                 }
             }
         }
+        failpoint::reach(Step::EndStopped);
         self.seat.give_back();
         self.view.send_replace(View::Killing { stopped: true });
         // Of a machine that ended by itself, or of a sandbox that was paused without its memory.
@@ -412,12 +422,14 @@ impl Driver {
                 return;
             }
         }
+        failpoint::reach(Step::EndDiscarded);
         while let Err(error) = self.world.store.remove_sandbox(id).await {
             tracing::error!(sandbox.id = %id, %error, "the record of sandbox {id} was not removed");
             if !retry.pause(&self.world.closing).await {
                 return;
             }
         }
+        failpoint::reach(Step::EndForgotten);
         self.world.traces.event(id, Happening::EndDone);
     }
 }

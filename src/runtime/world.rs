@@ -23,6 +23,7 @@ use super::{
 };
 use crate::{
     clock::Clock,
+    failpoint::{self, Step},
     id::{Entropy, SandboxId},
     store::Store,
     wire::link::Nonce,
@@ -92,6 +93,24 @@ pub(super) struct World {
     pub(super) traces: Traces,
 }
 
+// === impl Phase ===
+
+impl Phase {
+    fn step(self) -> Step {
+        match self {
+            Self::Prepared => Step::BootRecorded,
+            Self::Booted => Step::BootMade,
+            Self::Attached => Step::BootAttached,
+            Self::Active => Step::BootActive,
+            Self::PauseRecorded => Step::PauseRecorded,
+            Self::Stopped => Step::PauseStopped,
+            Self::SealFrozen => Step::SealFrozen,
+            Self::Sealed => Step::SealCopied,
+            Self::Thawed => Step::ResumeThawed,
+        }
+    }
+}
+
 // === impl Limits ===
 
 impl Default for Limits {
@@ -139,6 +158,7 @@ impl World {
     /// Notes that a phase is reached; the injection point of it.
     pub(super) async fn reached(&self, sandbox: SandboxId, phase: Phase) -> Result<(), LifeError> {
         self.traces.reached(sandbox, phase);
+        failpoint::reach(phase.step());
         match self.fault.get() {
             Some(fault) => fault.reached(sandbox, phase).await,
             None => Ok(()),

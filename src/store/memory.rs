@@ -40,7 +40,7 @@ struct Tables {
     snapshots: HashMap<BuildId, SandboxId>,
     sandboxes: BTreeMap<SandboxId, SandboxRecord>,
     idempotency: HashMap<(TeamId, String), Held>,
-    failing: Option<String>,
+    failing: Option<StoreError>,
 }
 
 struct Held {
@@ -57,9 +57,9 @@ impl MemoryStore {
         Self::default()
     }
 
-    /// Makes every write of a sandbox fail with this text, until `None` is given.
-    pub fn fail_sandbox_writes(&self, reason: Option<&str>) {
-        self.tables.lock().failing = reason.map(str::to_owned);
+    /// Makes every write of a sandbox fail so, until `None` is given.
+    pub fn fail_sandbox_writes(&self, error: Option<StoreError>) {
+        self.tables.lock().failing = error;
     }
 }
 
@@ -71,7 +71,7 @@ impl fmt::Debug for MemoryStore {
 
 impl Tables {
     fn writable(&self) -> Result<(), StoreError> {
-        self.failing.clone().map_or(Ok(()), |reason| Err(StoreError::Backend(reason)))
+        self.failing.clone().map_or(Ok(()), Err)
     }
 
     /// Whether a template was made of sandboxes.

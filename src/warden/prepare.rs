@@ -183,8 +183,8 @@ fn check_parents(path: &Path) -> Result<(), String> {
 
 fn is_empty(dir: BorrowedFd<'_>) -> rustix::io::Result<bool> {
     for entry in fs::Dir::read_from(dir)? {
-        // A server that died in its first moments leaves only its lock.
-        if !matches!(entry?.file_name().to_bytes(), b"." | b".." | b"lock") {
+        // A server that died in its first moments leaves only its lock; a disk of its own has the latter.
+        if !matches!(entry?.file_name().to_bytes(), b"." | b".." | b"lock" | b"lost+found") {
             return Ok(false);
         }
     }

@@ -2,6 +2,8 @@
 
 use std::collections::VecDeque;
 
+use crate::failpoint::{self, Step};
+
 use super::{
     instance::{Instance, SLOTS},
     launch::LaunchError,
@@ -67,6 +69,7 @@ impl Slots {
         match self.make() {
             Some(Ok(slot)) => {
                 self.ready.push(slot);
+                failpoint::reach(Step::SlotReady);
                 true
             }
             Some(Err(error)) => {

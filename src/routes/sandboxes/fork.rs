@@ -12,6 +12,7 @@ use super::{
     snapshot::{FILESYSTEM, KIND, refuse_memory},
 };
 use crate::{
+    failpoint::{self, Step},
     routes::{
         auth::Actor,
         extract::{MaybeBody, SandboxPath},
@@ -77,6 +78,7 @@ pub(crate) async fn fork(
         return Err(LifeError::Paused(id).into());
     }
     let sealed = state.registry.seal(team.id, id).await?;
+    failpoint::reach(Step::ImageMade);
     let spec = SandboxSpec { build: sealed.build, timeout_s, ..sealed.record.spec.clone() };
     let making = (0..count).map(|_| state.registry.create(spec.clone()));
     let forks: Vec<Fork> = join_all(making)
@@ -91,6 +93,7 @@ pub(crate) async fn fork(
         })
         .collect();
     drop(sealed);
+    failpoint::reach(Step::ForksMade);
     let mut response = reply::json(StatusCode::CREATED, forks);
     response.headers_mut().insert(KIND, FILESYSTEM);
     Ok(response)

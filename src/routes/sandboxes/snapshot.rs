@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::{
+    failpoint::{self, Step},
     id::{OsEntropy, TemplateId},
     routes::{
         auth::Actor,
@@ -64,6 +65,7 @@ pub(crate) async fn snapshot(
         None => None,
     };
     let sealed = state.registry.seal(team.id, id).await?;
+    failpoint::reach(Step::ImageMade);
     let now = state.clock.now();
     let template = known.unwrap_or_else(|| Template {
         id: TemplateId::generate(&OsEntropy),
@@ -96,6 +98,7 @@ pub(crate) async fn snapshot(
         }
         Err(error) => return Err(error.into()),
     }
+    failpoint::reach(Step::SnapshotRecorded);
     let view = SnapshotView::of(&Snapshot { alias, tag, build, sandbox: id }, &team);
     let mut response = reply::json(StatusCode::CREATED, view);
     response.headers_mut().insert(KIND, FILESYSTEM);

@@ -5,6 +5,7 @@ use http::StatusCode;
 
 use super::reference::TemplateRef;
 use crate::{
+    failpoint::{self, Step},
     routes::{
         auth::Caller,
         extract::PathText,
@@ -48,6 +49,7 @@ pub(crate) async fn delete(
         }
         Err(error) => return Err(error.into()),
     }
+    failpoint::reach(Step::SnapshotRemoved);
     state.registry.collect_images();
     Ok(StatusCode::NO_CONTENT)
 }

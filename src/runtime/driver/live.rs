@@ -106,6 +106,7 @@ fn stage(record: &SandboxRecord) -> Stage {
 
 impl Next {
     pub(super) fn end(active: Active, cause: EndCause) -> Self {
-        Self::End(Remains { record: active.record, machine: Some(active.machine) }, cause)
+        let machine = Some(active.machine);
+        Self::End(Remains { record: active.record, recorded: true, machine }, cause)
     }
 }

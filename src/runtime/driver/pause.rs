@@ -18,6 +18,7 @@ use super::{
     rest::{Frozen, Resting},
 };
 use crate::{
+    failpoint::{self, Step},
     runtime::{
         boot::{Active, Remains},
         control::Asker,
@@ -28,6 +29,7 @@ use crate::{
         world::{Phase, World},
     },
     sandbox::{SandboxRecord, SandboxState},
+    store::StoreError,
     wire::control::ToGuest,
 };
 
@@ -59,11 +61,20 @@ impl Driver {
             world.store.put_sandbox(paused).await?;
             world.reached(active.record.id, Phase::PauseRecorded).await
         };
-        if let Err(error) = self.during(Stage::Pausing, &cancel, recorded).await {
-            tracing::error!(sandbox.id = %self.id, %error, "a pause was not recorded");
-            return self.back(active, error).await;
+        match self.during(Stage::Pausing, &cancel, recorded).await {
+            Ok(()) => {}
+            // Nothing has changed, and there is no room to say so.
+            Err(LifeError::Store(StoreError::Full)) => {
+                tracing::error!(sandbox.id = %self.id, "a pause was not recorded: the disk is full");
+                return self.served_on(active, &LifeError::Store(StoreError::Full));
+            }
+            Err(error) => {
+                tracing::error!(sandbox.id = %self.id, %error, "a pause was not recorded");
+                return self.back(active, error).await;
+            }
         }
         self.ended.cancel();
+        failpoint::reach(Step::PauseCut);
         let id = self.id;
         let stopping = async {
             stop(&*active.machine, &asker, memory).await?;
@@ -96,6 +107,7 @@ impl Driver {
                 return Next::LetGo;
             }
         }
+        failpoint::reach(Step::PauseShelved);
         self.rests(resting)
     }
 
@@ -107,6 +119,7 @@ impl Driver {
             return Next::End(resting.remains(), cause);
         }
         self.show_rest(&resting, Stage::Paused);
+        failpoint::reach(Step::PauseShown);
         self.answer_pausers(|_| Ok(()));
         Next::Rest(resting)
     }
@@ -133,8 +146,15 @@ impl Driver {
             }
         }
         self.ended.cancel();
+        self.served_on(active, &error)
+    }
+
+    /// It serves again though it was to be paused; one whose deadline has passed is paused soon.
+    fn served_on(&mut self, active: Active, error: &LifeError) -> Next {
         let reason = error.to_string();
-        let next = self.awake(active, |_| LifeError::Pause(reason.clone()));
+        let full = matches!(error, LifeError::Store(StoreError::Full));
+        let why = |_| if full { StoreError::Full.into() } else { LifeError::Pause(reason.clone()) };
+        let next = self.awake(active, why);
         if let Next::Live(active) = &next {
             self.begin(active);
             if active.record.end_at <= self.world.now() {
@@ -160,6 +180,7 @@ async fn stop(machine: &dyn Machine, asker: &Asker, memory: bool) -> Result<(), 
         if !matches!(timeout(GUEST_BOUND, asker.ask(|seq| ToGuest::Freeze { seq })).await, Ok(Ok(()))) {
             tracing::warn!(machine = ?machine, "a guest is frozen without having answered");
         }
+        failpoint::reach(Step::PauseAsked);
         machine.freeze().await?;
     } else {
         machine.shelve().await?;
@@ -182,6 +203,7 @@ impl Resting {
     }
 
     pub(super) fn remains(self) -> Remains {
-        Remains { record: self.record, machine: self.memory.map(|frozen| frozen.machine) }
+        let machine = self.memory.map(|frozen| frozen.machine);
+        Remains { record: self.record, recorded: true, machine }
     }
 }

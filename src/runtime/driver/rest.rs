@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Driver, EndCause, Next, Retry, inbox::Command, pause::thawed};
 use crate::{
+    failpoint::{self, Step},
     runtime::{
         boot::{self, Active, Failed, Remains, Requested},
         control::{Control, Identity},
@@ -200,6 +201,7 @@ async fn wake(
         Some(frozen) if reboot => match frozen.machine.shelve().await {
             Ok(()) => {
                 resting.record.machine = None;
+                failpoint::reach(Step::ResumeShelved);
                 boot_again(world, resting, length, cancel).await
             }
             Err(error) => {
@@ -250,6 +252,7 @@ async fn run_on(
         Some(control) if thawed(world, &control.asker()).await => control,
         _ => attach(world, resting, machine).await?,
     };
+    failpoint::reach(Step::ResumeAttached);
     let now = world.now();
     let record = SandboxRecord {
         state: SandboxState::Running,

@@ -14,6 +14,7 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use super::{Driver, EndCause, Next, Retry, pause::thawed};
 use crate::{
+    failpoint::{self, Step},
     id::BuildId,
     runtime::{
         boot::Active,
@@ -45,6 +46,7 @@ impl Driver {
             if freezes {
                 // A guest that does not answer is frozen all the same.
                 let _ = timeout(GUEST_BOUND, asker.ask(|seq| ToGuest::Freeze { seq })).await;
+                failpoint::reach(Step::SealAsked);
                 machine.freeze().await?;
             }
             world.reached(id, Phase::SealFrozen).await?;
@@ -77,6 +79,7 @@ impl Driver {
                 return Next::LetGo;
             }
         }
+        failpoint::reach(Step::SealThawed);
         thawed(&world, &asker).await;
         // A deadline that struck meanwhile strikes now.
         self.world.reaper.set(id, active.record.end_at);

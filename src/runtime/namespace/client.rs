@@ -25,6 +25,7 @@ use tokio::{
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::{
+    failpoint::{self, Step},
     id::{BuildId, SandboxId},
     wire::warden::{
         Call, Cause, Event, FromWarden, ImageInfo, ImageUse, MAX_PACKET, MAX_SOCKETS, MachineInfo,
@@ -93,6 +94,18 @@ pub enum ClientError {
     Unexpected,
 }
 
+/// The step that a call is.
+fn step(call: &Call) -> Option<Step> {
+    match call {
+        Call::CreateMachine(_) => Some(Step::CreateSent),
+        Call::StopMachine { .. } => Some(Step::StopSent),
+        Call::Freeze { .. } => Some(Step::FreezeSent),
+        Call::Thaw { .. } => Some(Step::ThawSent),
+        Call::Seal { .. } => Some(Step::SealSent),
+        _ => None,
+    }
+}
+
 // === impl WardenClient ===
 
 impl WardenClient {
@@ -129,6 +142,7 @@ impl WardenClient {
     ) -> Result<(Reply, Vec<OwnedFd>), ClientError> {
         let shared = &*self.shared;
         let seq = shared.next.fetch_add(1, Ordering::Relaxed);
+        let step = step(&call);
         let packet = serde_json::to_vec(&Request { seq, call }).map_err(|_| ClientError::Unexpected)?;
         let (answer, answered) = oneshot::channel();
         shared.waiting.lock().insert(seq, Waiter { answer, told });
@@ -136,6 +150,9 @@ impl WardenClient {
         // Looked at after the insertion: the reader empties the table after it says closed.
         if shared.closed.is_cancelled() || shared.write(&packet).await.is_err() {
             return Err(ClientError::Closed);
+        }
+        if let Some(step) = step {
+            failpoint::reach(step);
         }
         match answered.await {
             Ok((Reply::Refused { reason, cause }, _)) => Err(ClientError::Refused { reason, cause }),

@@ -24,6 +24,7 @@ use tokio::{
 
 use super::{LifeError, Registry};
 use crate::{
+    failpoint::{self, Step},
     id::{BuildId, SandboxId, TeamId},
     runtime::{
         driver::{Command, View},
@@ -168,6 +169,7 @@ pub(super) async fn sweep(world: &World, all: bool) -> Result<usize, LifeError> 
         let mut left = Vec::new();
         for image in &images {
             if world.engine.remove_image(image.build).await? {
+                failpoint::reach(Step::ImageCollected);
                 removed += 1;
             } else {
                 left.push(*image);

@@ -21,6 +21,7 @@ use tokio::{
 
 use super::{LifeError, Registry};
 use crate::{
+    failpoint::{self, Step},
     id::SandboxId,
     runtime::{
         admission::Share,
@@ -105,13 +106,15 @@ impl Registry {
                 Err(error) => tracing::error!(%error, "a record was not recovered"),
             }
         }
+        failpoint::reach(Step::RecoverMatched);
         recovered.swept = world.engine.sweep(&keep).await?;
         recovered.swept.retain(|id| !recovered.ended.contains(id));
+        failpoint::reach(Step::RecoverSwept);
         for (record, machine) in ends {
             // What is still to be ended has its room until then.
             let seat = Arc::new(world.admission.take_over(Share::default()));
             let driver = self.inner.driver(&record, seat);
-            self.inner.tasks.spawn(driver.finish(Remains { record, machine }));
+            self.inner.tasks.spawn(driver.finish(Remains { record, recorded: true, machine }));
         }
         let mut ready = JoinSet::new();
         for resting in rests {
@@ -128,6 +131,7 @@ impl Registry {
             ready.spawn(self.take_up(record, machine));
         }
         while ready.join_next().await.is_some() {}
+        failpoint::reach(Step::RecoverTaken);
         self.collect_images();
         Ok(recovered)
     }
@@ -169,23 +173,27 @@ impl Registry {
         let rests = |record, memory| {
             Fate::Rests(Resting { record, memory, logs: Arc::default(), samples: Arc::default() })
         };
-        if let Some(found) = &record.machine {
-            match self.adopt(id, found).await {
-                Ok(Some(machine)) => {
-                    // The pause, or a resume, was cut short: it stands still again.
-                    if let Err(error) = machine.freeze().await {
-                        tracing::error!(sandbox.id = %id, %error, "paused sandbox {id} was not frozen");
-                    }
-                    return rests(record, Some(Frozen { machine, control: None }));
+        let adopted = match &record.machine {
+            Some(found) => self.adopt(id, found).await,
+            None => Ok(None),
+        };
+        match adopted {
+            Ok(Some(machine)) => {
+                // The pause, or a resume, was cut short: it stands still again.
+                if let Err(error) = machine.freeze().await {
+                    tracing::error!(sandbox.id = %id, %error, "paused sandbox {id} was not frozen");
                 }
-                Ok(None) => {}
-                Err(error) => {
-                    tracing::error!(sandbox.id = %id, %error, "paused sandbox {id} was not adopted");
-                    return rests(record, None);
-                }
+                return rests(record, Some(Frozen { machine, control: None }));
             }
-        } else if let Ok(Some(machine)) = world.engine.find(id).await {
-            // A resume from its disk was cut short.
+            Ok(None) => {}
+            Err(error) => {
+                tracing::error!(sandbox.id = %id, %error, "paused sandbox {id} was not adopted");
+                return rests(record, None);
+            }
+        }
+        if let Ok(Some(machine)) = world.engine.find(id).await {
+            // A resume from its disk was cut short; where it was one without the memory that had been
+            // kept, the record names the machine before.
             if let Err(error) = machine.shelve().await {
                 tracing::error!(sandbox.id = %id, %error, "a half-resumed machine of {id} was not ended");
             }

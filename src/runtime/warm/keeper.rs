@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Pool, Wanted, Warm, WarmPlan, WarmTemplate};
 use crate::{
+    failpoint::{self, Step},
     id::{BuildId, SandboxId, TeamId},
     runtime::{
         admission::Seat,
@@ -122,6 +123,7 @@ impl Keeper {
                 self.backoffs[place] = None;
                 tracing::debug!(sandbox.id = %warm.id, build.id = %build, "a warm machine is ready");
                 world.pool.stock.lock().entries.push_back(warm);
+                failpoint::reach(Step::WarmReady);
                 Duration::ZERO
             }
             Err(_) if cancel.is_cancelled() => Duration::ZERO,
@@ -258,6 +260,7 @@ async fn make(
     };
     let machine =
         cancel.run_until_cancelled(world.engine.create(spec)).await.ok_or(LifeError::ShuttingDown)??;
+    failpoint::reach(Step::WarmMade);
     let logs = Arc::new(LogRing::default());
     let opening = timeout(world.limits.guest_timeout, Ready::open(machine.link(), world, Arc::clone(&logs)));
     let opened = tokio::select! {

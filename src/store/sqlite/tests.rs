@@ -84,6 +84,37 @@ async fn a_failed_write_leaves_its_neighbours_in_the_batch() {
 }
 
 #[tokio::test]
+async fn a_full_disk_is_told_as_one_and_costs_only_the_write_that_had_no_room() {
+    let (_directory, path) = place();
+    let store = SqliteStore::open(&path).unwrap();
+    let (ours, kept) =
+        (TeamId::generate(&OsEntropy), sandbox(TeamId::generate(&OsEntropy), 0, SandboxState::Paused));
+    store.put_sandbox(kept.clone()).await.unwrap();
+    let pages = |most: Option<i64>| {
+        store.writer.run(Durability::Process, move |db| {
+            let now: i64 = db.pragma_query_value(None, "page_count", |row| row.get(0))?;
+            Ok(db.pragma_update(None, "max_page_count", most.unwrap_or(now))?)
+        })
+    };
+    pages(None).await.unwrap();
+    let mut refused = None;
+    for _ in 0..1000 {
+        let record = sandbox(ours, 0, SandboxState::Running);
+        if let Err(error) = store.put_sandbox(record.clone()).await {
+            refused = Some((record, error));
+            break;
+        }
+    }
+    let (record, error) = refused.unwrap();
+    assert_eq!(error, StoreError::Full);
+    assert_eq!(store.sandbox(record.id).await.unwrap(), None, "nothing of it is written");
+    assert_eq!(store.sandbox(kept.id).await.unwrap(), Some(kept));
+    pages(Some(1_000_000)).await.unwrap();
+    store.put_sandbox(record.clone()).await.unwrap();
+    assert_eq!(store.sandbox(record.id).await.unwrap(), Some(record));
+}
+
+#[tokio::test]
 async fn a_caller_that_leaves_does_not_take_its_write_back() {
     let (_directory, path) = place();
     let store = SqliteStore::open(&path).unwrap();

@@ -83,7 +83,7 @@ impl Lane {
             let done = connection.and_then(|connection| in_savepoint(connection, job));
             Box::new(move |committed| {
                 // Nobody waits any more: fine, the work is done all the same.
-                let _ = reply.send(committed.and(done));
+                let _ = reply.send(done.and_then(|done| committed.map(|()| done)));
             })
         });
         let gone = || StoreError::Backend("its thread has ended".to_owned());
@@ -130,20 +130,31 @@ fn write(connection: &Connection, mut jobs: mpsc::Receiver<Job>, commits: &Atomi
 fn commit(connection: &Connection, batch: Vec<Job>) {
     let durability = batch.iter().map(|job| job.durability).max().unwrap_or(Durability::Process);
     if let Err(error) = begin(connection, durability) {
+        let error = StoreError::from(error);
         for job in batch {
-            (job.work)(Err(StoreError::Backend(error.to_string())))(Ok(()));
+            (job.work)(Err(error.clone()))(Ok(()));
         }
         return;
     }
-    let answers: Vec<Answer> = batch.into_iter().map(|job| (job.work)(Ok(connection))).collect();
-    let committed = connection.execute_batch("COMMIT");
-    if committed.is_err() && !connection.is_autocommit() {
+    let given_up =
+        || StoreError::Backend("the transaction was given up for another write's failure".to_owned());
+    let mut answers: Vec<Answer> = Vec::with_capacity(batch.len());
+    for job in batch {
+        // SQLite gives up a whole transaction where the disk fails it; what came after would stand alone.
+        let standing = if connection.is_autocommit() { Err(given_up()) } else { Ok(connection) };
+        answers.push((job.work)(standing));
+    }
+    let outcome = if connection.is_autocommit() {
+        Err(given_up())
+    } else {
+        connection.execute_batch("COMMIT").map_err(StoreError::from)
+    };
+    if outcome.is_err() && !connection.is_autocommit() {
         // A failed rollback leaves a transaction that the next BEGIN reports.
         let _ = connection.execute_batch("ROLLBACK");
     }
-    let outcome = committed.map_err(|error| error.to_string());
     for answer in answers {
-        answer(outcome.clone().map_err(StoreError::Backend));
+        answer(outcome.clone());
     }
 }
 
@@ -160,8 +171,15 @@ fn in_savepoint<T>(
     job: impl FnOnce(&Connection) -> Result<T, StoreError>,
 ) -> Result<T, StoreError> {
     connection.execute_batch("SAVEPOINT job")?;
-    let done = job(connection);
-    let end = if done.is_ok() { "RELEASE job" } else { "ROLLBACK TO job; RELEASE job" };
-    connection.execute_batch(end)?;
-    done
+    match job(connection) {
+        Ok(done) => {
+            connection.execute_batch("RELEASE job")?;
+            Ok(done)
+        }
+        Err(error) => {
+            // There is none any more where the whole transaction was given up.
+            let _ = connection.execute_batch("ROLLBACK TO job; RELEASE job");
+            Err(error)
+        }
+    }
 }

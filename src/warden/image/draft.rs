@@ -10,6 +10,7 @@ use rustix::{
 
 use super::{Doing as _, FORMAT, ImageError, MANIFEST, Manifest, Tree, directory, remove, tree::Access};
 use crate::{
+    failpoint::{self, Step},
     id::BuildId,
     warden::storage::btrfs,
     wire::warden::{ImageInfo, ImageKind},
@@ -42,6 +43,7 @@ impl<'s> Draft<'s> {
                 Err(error) => return Err(error).doing(|| format!("make the draft of {build}")),
             }
             if let Some(dir) = lock(store, &name).doing(|| format!("lock the draft of {build}"))? {
+                failpoint::reach(Step::DraftBegun);
                 return Ok(Self { store, build, dir, finished: false });
             }
         }
@@ -109,13 +111,16 @@ impl<'s> Draft<'s> {
     }
 
     fn name(mut self, manifest: Manifest, as_name: &str) -> Result<ImageInfo, ImageError> {
+        failpoint::reach(Step::DraftCopied);
         let build = self.build;
         let text = serde_json::to_vec_pretty(&manifest).doing(|| format!("describe {build}"))?;
         self.write(MANIFEST, &text)?;
         fs::syncfs(&self.dir).doing(|| format!("bring {build} to the disk"))?;
+        failpoint::reach(Step::DraftSynced);
         fs::renameat_with(self.store, &*name(build), self.store, as_name, RenameFlags::NOREPLACE)
             .doing(|| format!("give {build} its name"))?;
         self.finished = true;
+        failpoint::reach(Step::DraftNamed);
         sync_names(self.store).doing(|| format!("bring the name of {build} to the disk"))?;
         Ok(manifest.info(true))
     }

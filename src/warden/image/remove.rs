@@ -8,7 +8,11 @@ use rustix::{
 };
 
 use super::{Doing as _, ImageError, draft, tree};
-use crate::{id::BuildId, warden::storage};
+use crate::{
+    failpoint::{self, Step},
+    id::BuildId,
+    warden::storage,
+};
 
 /// Begins the name of an image being made.
 pub(super) const DRAFT: &str = ".new-";
@@ -26,6 +30,7 @@ pub(super) fn image(store: BorrowedFd<'_>, build: BuildId) -> Result<(), ImageEr
         Err(Errno::NOENT) => return Ok(()),
         Err(error) => return Err(error).doing(|| format!("take {build} out of sight")),
     }
+    failpoint::reach(Step::ImageHidden);
     tree(store, trash.as_bytes()).doing(|| format!("remove the files of {build}"))
 }
 

@@ -12,7 +12,10 @@ use rustix::{
 };
 
 use super::Record;
-use crate::warden::{cgroup::Cgroups, instance::Instance};
+use crate::{
+    failpoint::{self, Step},
+    warden::{cgroup::Cgroups, instance::Instance},
+};
 
 const NAME: &str = "machine.json";
 const NEW: &str = "machine.json.new";
@@ -28,6 +31,7 @@ pub(in crate::warden) fn write(room: BorrowedFd<'_>, record: &Record) -> io::Res
     let mut file = File::from(rustix::fs::openat(room, NEW, flags, Mode::from_raw_mode(0o600))?);
     file.write_all(&serde_json::to_vec(record)?)?;
     rustix::fs::renameat(room, NEW, room, NAME)?;
+    failpoint::reach(Step::MachineNamed);
     // A layer that was kept is in use again.
     let _ = rustix::fs::unlinkat(room, KEPT, AtFlags::empty());
     Ok(())

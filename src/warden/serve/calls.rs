@@ -7,6 +7,7 @@ use std::{
 
 use super::{Warden, jobs::Purpose};
 use crate::{
+    failpoint::{self, Step},
     id::SandboxId,
     warden::{
         base,
@@ -108,6 +109,7 @@ impl Warden<'_> {
             }
             Phase::Live { settling } => match self.cgroups.freeze(machine.record.name(), frozen) {
                 Ok(()) => {
+                    failpoint::reach(Step::FreezeAsked);
                     *settling = Some((seq, frozen));
                     self.settled(sandbox);
                 }
@@ -128,6 +130,7 @@ impl Warden<'_> {
         if self.cgroups.frozen(machine.record.name()) != wanted {
             return false;
         }
+        failpoint::reach(Step::FreezeSettled);
         machine.frozen = wanted;
         machine.phase = Phase::Live { settling: None };
         self.answer(seq, Reply::Done);

@@ -15,6 +15,7 @@ use uuid::Uuid;
 
 use super::{Source, Warden};
 use crate::{
+    failpoint::{self, Step},
     id::{Entropy, OsEntropy, SandboxId},
     warden::{
         cgroup::{Handles, Limits},
@@ -156,12 +157,15 @@ impl Warden<'_> {
         let disk = self.room(name, layers.mounts.len(), spec).and_then(|room| {
             room::disk(room.as_fd()).map_err(|error| Refusal::host("open the disk", &error))
         })?;
+        failpoint::reach(Step::MachineRoom);
         let handles = self
             .cgroups
             .make(name, &Limits::from(&spec.resources))
             .map_err(|error| Refusal::host("make the machine's cgroups", &error))?;
+        failpoint::reach(Step::MachineGroups);
         let listener =
             self.listen(&record.socket()).map_err(|error| Refusal::host("make the link's socket", &error))?;
+        failpoint::reach(Step::MachineSocket);
         self.launch(spec, slot, layers, &Parts { disk, handles, listener })
     }
 
@@ -225,6 +229,7 @@ impl Warden<'_> {
         sandbox: SandboxId,
         launching: Launching,
     ) -> Result<(Launching, u64), Refusal> {
+        failpoint::reach(Step::MachineLaunching);
         // A launching that is dropped ends its stager.
         let token = self
             .watch
@@ -254,9 +259,10 @@ impl Warden<'_> {
         let Phase::Starting(starting) = std::mem::replace(&mut machine.phase, ending) else { return };
         self.watch.forget(starting.token, starting.launching.as_fd());
         let Starting { create, launching, stops, keep_disk, .. } = starting;
-        let outcome = launching.finish().map_err(|error| (error.to_string(), None)).and_then(|launched| {
-            self.settle_in(sandbox, launched).map_err(|(e, p)| (e.to_string(), Some(p)))
-        });
+        let outcome =
+            launching.finish().map_err(|error| (Refusal::host("launch the machine", &error), None)).and_then(
+                |launched| self.settle_in(sandbox, launched).map_err(|(refusal, p)| (refusal, Some(p))),
+            );
         let host_free = self.host_free();
         match outcome {
             Ok(()) if stops.is_empty() => {
@@ -275,13 +281,13 @@ impl Warden<'_> {
                     Ending { stops, create: Some((create, why.0, why.1)), keep_disk, ..Ending::default() },
                 );
             }
-            Err((reason, process)) => {
+            Err((Refusal { cause, reason }, process)) => {
                 tracing::warn!(sandbox.id = %sandbox, %reason, "no machine was made");
                 let exited = process.is_none();
                 if let (Some(process), Some(machine)) = (process, self.machines.get_mut(&sandbox)) {
                     machine.process = Some(process);
                 }
-                let create = Some((create, reason, Cause::Host));
+                let create = Some((create, reason, cause));
                 let unborn = stops.is_empty() || keep_disk;
                 self.end(sandbox, Ending { stops, create, keep_disk, unborn, exited, ..Ending::default() });
             }
@@ -289,27 +295,25 @@ impl Warden<'_> {
     }
 
     /// Records a launched machine and watches it. The error carries what must still be ended.
-    fn settle_in(
-        &mut self,
-        sandbox: SandboxId,
-        launched: Launched,
-    ) -> Result<(), (io::Error, (OwnedFd, u64))> {
+    fn settle_in(&mut self, sandbox: SandboxId, launched: Launched) -> Result<(), (Refusal, (OwnedFd, u64))> {
+        failpoint::reach(Step::MachineLaunched);
         let Launched { pid, pidfd, start_time } = launched;
         let token = match self.watch.add(pidfd.as_fd(), epoll::EventFlags::IN, Source::Process(sandbox)) {
             Ok(token) => token,
-            Err(error) => return Err((error, (pidfd, u64::MAX))),
+            Err(error) => return Err((Refusal::host("watch the machine", &error), (pidfd, u64::MAX))),
         };
         let Some(machine) = self.machines.get_mut(&sandbox) else {
-            return Err((io::Error::other("the machine is not known"), (pidfd, token)));
+            let error = io::Error::other("it is not known");
+            return Err((Refusal::host("record the machine", &error), (pidfd, token)));
         };
         machine.record.pid = pid;
         machine.record.start_time = start_time;
         let recorded = room::open(self.prepared.machines.as_fd(), machine.record.name())
             .and_then(|room| record::write(room.as_fd(), &machine.record));
         if let Err(error) = recorded {
-            let error = io::Error::new(error.kind(), format!("record the machine: {error}"));
-            return Err((error, (pidfd, token)));
+            return Err((Refusal::host("record the machine", &error), (pidfd, token)));
         }
+        failpoint::reach(Step::MachineRecorded);
         machine.process = Some((pidfd, token));
         self.watch_groups(sandbox);
         Ok(())
@@ -329,8 +333,11 @@ impl Warden<'_> {
 // === impl Refusal ===
 
 impl Refusal {
-    fn host(step: &str, error: &dyn std::error::Error) -> Self {
-        Self { cause: Cause::Host, reason: format!("{step}: {error}") }
+    fn host(step: &str, error: &(dyn std::error::Error + 'static)) -> Self {
+        let mut causes = std::iter::successors(Some(error), |error| error.source());
+        let full = causes.any(|cause| cause.downcast_ref::<io::Error>().is_some_and(image::is_full));
+        let cause = if full { Cause::DiskFull } else { Cause::Host };
+        Self { cause, reason: format!("{step}: {error}") }
     }
 }
 

@@ -9,6 +9,7 @@ use rustix::{
 
 use super::Warden;
 use crate::{
+    failpoint::{self, Step},
     id::SandboxId,
     warden::machine::{Ending, Machine, Phase, record, room},
     wire::warden::{Cause, Event, Reply},
@@ -83,6 +84,7 @@ impl Warden<'_> {
             machine.phase = Phase::Ending(ending);
         }
         self.kill(sandbox);
+        failpoint::reach(Step::StopKilled);
         self.finish_ending(sandbox);
     }
 
@@ -106,6 +108,7 @@ impl Warden<'_> {
         if !ending.exited || self.cgroups.populated(name) || !self.cgroups.remove(name) {
             return false;
         }
+        failpoint::reach(Step::StopEmptied);
         let Some(machine) = self.machines.remove(&sandbox) else { return false };
         for (descriptor, token) in machine.process.iter().chain(&machine.groups) {
             self.watch.forget(*token, descriptor.as_fd());
@@ -113,9 +116,11 @@ impl Warden<'_> {
         let Phase::Ending(ending) = machine.phase else { return false };
         let record = machine.record;
         let _ = rustix::fs::unlinkat(self.prepared.run.as_fd(), record.socket(), AtFlags::empty());
+        failpoint::reach(Step::StopClosed);
         if !(ending.unborn && self.is_kept(record.name())) {
             self.clear_room(record.name(), record.generation, ending.keep_disk);
         }
+        failpoint::reach(Step::StopCleared);
         self.slots.give_back(record.slot);
         if ending.notify {
             self.tell(Event::MachineExited { sandbox, generation: record.generation });

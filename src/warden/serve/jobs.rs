@@ -1,21 +1,28 @@
 //! Workers under way: what each is for, and who hears of it.
 
-use std::os::fd::AsFd;
+use std::{
+    os::fd::AsFd,
+    time::{Duration, Instant},
+};
 
 use rustix::event::epoll;
 
 use super::{RUBBISH_AGE, Source, Warden};
 use crate::{
+    failpoint::{self, Step},
     id::{BuildId, SandboxId},
     warden::{
         cgroup::Cgroups,
-        image,
+        image::{self, ImageError},
         machine::room,
         overrun, rubbish, storage,
         worker::{Report, Reporter, Worker},
     },
     wire::warden::{Cause, Event, Reply},
 };
+
+/// Between a worker that died over the rubbish and the next one: it may die of it again.
+const PAUSE: Duration = Duration::from_secs(2);
 
 /// A worker and its purpose.
 #[derive(Debug)]
@@ -166,9 +173,8 @@ impl Warden<'_> {
     }
 
     fn job_ended(&mut self, job: Job) {
-        let sealing = matches!(job.purpose, Purpose::Seal { .. } | Purpose::Settle(_) | Purpose::GivenUp(_));
-        if sealing && job.outcome.is_none() && self.closing.is_none() {
-            self.clear_drafts();
+        if job.outcome.is_none() && self.closing.is_none() {
+            self.worker_broke(job.purpose);
         }
         let outcome = job.outcome.unwrap_or_else(|| Report::Failed("the worker ended early".to_owned()));
         if let Purpose::Measure(sandbox) = job.purpose {
@@ -200,10 +206,25 @@ impl Warden<'_> {
         }
     }
 
+    /// A worker died in the middle: what it left is another one's to remove.
+    fn worker_broke(&mut self, purpose: Purpose) {
+        match purpose {
+            Purpose::Base
+            | Purpose::Seal { .. }
+            | Purpose::Settle(_)
+            | Purpose::Squash(_)
+            | Purpose::GivenUp(_)
+            | Purpose::RemoveImage(_) => self.clear_drafts(),
+            Purpose::Rubbish => drop(self.rubbish.get_or_insert_with(|| Instant::now() + PAUSE)),
+            _ => {}
+        }
+    }
+
     /// Keeps what is known of images true.
     fn note_images(&mut self, purpose: Purpose, outcome: &Report) {
         match (purpose, outcome) {
-            (Purpose::RemoveImage(build), Report::Done) => {
+            // One that failed may have taken its name all the same.
+            (Purpose::RemoveImage(build), _) if !self.is_there(build) => {
                 self.parents.remove(&build);
                 self.checked.remove(&build);
             }
@@ -224,11 +245,18 @@ impl Warden<'_> {
                     self.tall.insert(build);
                 }
             }
-            (Purpose::Seal { build, .. } | Purpose::Settle(build) | Purpose::GivenUp(build), _) => {
+            // One that died after it had given the image its name leaves an image on its parent.
+            (Purpose::Seal { build, .. } | Purpose::Settle(build) | Purpose::GivenUp(build), _)
+                if !self.is_there(build) =>
+            {
                 self.parents.remove(&build);
             }
             _ => {}
         }
+    }
+
+    fn is_there(&self, build: BuildId) -> bool {
+        !matches!(image::info(self.prepared.templates.as_fd(), build), Err(ImageError::Missing(_)))
     }
 
     pub(super) fn measure_disk(&mut self, seq: u64, sandbox: SandboxId) {
@@ -272,6 +300,7 @@ impl Warden<'_> {
         self.rubbish = None;
         let prepared = self.prepared;
         self.send_worker(Vec::new(), Purpose::Rubbish, move |_| {
+            failpoint::reach(Step::RubbishBegun);
             match room::trash(prepared.machines.as_fd()).and_then(|trash| rubbish::empty(trash.as_fd())) {
                 Ok(()) => Report::Done,
                 Err(error) => Report::Failed(error.to_string()),

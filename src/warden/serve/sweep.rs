@@ -10,6 +10,7 @@ use rustix::{event::epoll, fs::AtFlags};
 
 use super::{Source, Warden};
 use crate::{
+    failpoint::{self, Step},
     id::SandboxId,
     warden::{
         image::{self, squash},
@@ -43,7 +44,9 @@ impl Warden<'_> {
                 None => room::retire(machines, &name, 0)?,
             }
         }
+        failpoint::reach(Step::SweepAdopted);
         self.end_orphans();
+        failpoint::reach(Step::SweepEnded);
         self.remove_stale_sockets()?;
         let taken: Vec<u32> = self.machines.values().map(|machine| machine.record.slot).collect();
         self.slots = Slots::new(self.instance, &taken);

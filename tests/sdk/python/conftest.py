@@ -2,11 +2,8 @@
 
 import itertools
 import os
-import pathlib
 import re
-import shutil
 import subprocess
-import tempfile
 
 import pytest
 
@@ -74,15 +71,5 @@ def authority(tmp_path_factory):
 
 @pytest.fixture
 def own_server():
-    # /var/lib: the data directory must be reachable by the ordinary user the gateway becomes.
-    home = pathlib.Path(tempfile.mkdtemp(prefix="firkin-test-", dir="/var/lib"))
-    home.chmod(0o755)
-    server = Server(os.environ["FIRKIN_BIN"], home)
-    yield server
-    if server.process and server.process.poll() is None:
-        server.kill()
-    # Whatever a failed test left is ended by a start that stops sandboxes at once.
-    if (home / "data").exists():
-        server.start("--stop-sandboxes")
-        server.terminate()
-    shutil.rmtree(home, ignore_errors=True)
+    with Server.own(os.environ["FIRKIN_BIN"]) as server:
+        yield server

@@ -8,9 +8,8 @@ import time
 
 import pytest
 
-from servers import Host
+from servers import Host, wait_for
 from e2b import Sandbox, SandboxQuery, SandboxState
-from test_survival import difference, wait_for
 
 ACTORS = 6
 
@@ -81,10 +80,9 @@ class Actor:
 
 def crash(server, kills, seed):
     chance = random.Random(seed)
-    before = Host.look()
     server.start()
-    images = lambda: {entry.name for entry in (server.home / "data" / "templates").iterdir() if entry.name[0] != "."}
-    base = images()
+    data = server.home / "data"
+    left = Host.idle(data)
     actors = [Actor(f"{seed}-{number}", random.Random(chance.random())) for number in range(ACTORS)]
     for _ in range(kills):
         options = server.options()
@@ -104,11 +102,10 @@ def crash(server, kills, seed):
     for actor in actors:
         if actor.sandbox:
             actor.sandbox.kill()
-    assert wait_for(lambda: images() == base, 120), f"images are left: {images() - base}"
+    assert wait_for(lambda: Host.idle(data) == left, 120), f"images are left: {left.difference(Host.idle(data))}"
     server.terminate()
     assert server.process.returncode == 0
-    assert wait_for(lambda: Host.look() == before), difference(before, Host.look())
-    assert [path for path in (server.home / "data" / "machines").iterdir() if path.name != ".trash"] == []
+    left.settles(data)
 
 
 def test_nothing_is_lost_or_left_by_kills_of_the_gateway(own_server):

@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 
 use super::*;
-use crate::runtime::engine::EngineError;
+use crate::{runtime::engine::EngineError, store::StoreError};
 
 /// Fails, or never goes on, at one phase.
 struct At {
@@ -48,7 +48,7 @@ async fn failures_of_engine_and_store_leave_nothing() {
     stage.assert_empty(&registry).await;
     stage.engine.faults(|faults| faults.create_error = None);
 
-    stage.store.fail_sandbox_writes(Some("disk full"));
+    stage.store.fail_sandbox_writes(Some(StoreError::Backend("no answer".to_owned())));
     let failing = tokio::spawn({
         let (registry, spec) = (registry.clone(), stage.spec());
         async move { registry.create(spec).await }
@@ -59,6 +59,35 @@ async fn failures_of_engine_and_store_leave_nothing() {
     assert!(matches!(error, LifeError::Store(_)), "{error}");
     stage.assert_empty(&registry).await;
     assert!(registry.create(stage.spec()).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_full_store_refuses_what_is_new_and_holds_nothing_of_it() {
+    let stage = Stage::new();
+    let registry = stage.registry();
+    let kept = registry.create(stage.spec()).await.unwrap().record;
+    stage.store.fail_sandbox_writes(Some(StoreError::Full));
+    for _ in 0..3 {
+        let refused = timeout(Duration::from_secs(1), registry.create(stage.spec())).await.unwrap();
+        assert!(matches!(refused, Err(LifeError::Store(StoreError::Full))), "{refused:?}");
+    }
+    // Nobody goes on trying to forget what was never kept.
+    eventually(|| registry.len() == 1).await;
+    let paused =
+        timeout(Duration::from_secs(1), registry.pause(stage.team, kept.id, true, false)).await.unwrap();
+    assert!(matches!(paused, Err(LifeError::Store(StoreError::Full))), "{paused:?}");
+    assert!(registry.target(&kept.id).is_ok(), "it goes on serving");
+    assert_eq!(stage.records().await, std::slice::from_ref(&kept));
+    stage.store.fail_sandbox_writes(None);
+    registry.pause(stage.team, kept.id, true, false).await.unwrap();
+    stage.store.fail_sandbox_writes(Some(StoreError::Full));
+    let resumed = registry.connect(stage.team, kept.id, Duration::from_mins(1)).await;
+    assert!(matches!(resumed, Err(LifeError::Store(StoreError::Full))), "{resumed:?}");
+    assert!(registry.is_paused(stage.team, kept.id).unwrap(), "it is paused still");
+    stage.store.fail_sandbox_writes(None);
+    registry.connect(stage.team, kept.id, Duration::from_mins(1)).await.unwrap();
+    registry.kill(stage.team, kept.id).await.unwrap();
+    stage.assert_empty(&registry).await;
 }
 
 #[tokio::test]

@@ -244,28 +244,32 @@ async fn a_gateway_that_dies_while_it_pauses_or_resumes_loses_nothing() {
         (Phase::Attached, DISK_ONLY),
         (Phase::Active, DISK_ONLY),
     ];
-    let cases = pauses.map(|case| (case, false)).into_iter().chain(resumes.map(|case| (case, true)));
-    for ((phase, memory), resuming) in cases {
+    // Of one whose memory was kept and is not wanted.
+    let reboots = [(Phase::Booted, FULL), (Phase::Attached, FULL), (Phase::Active, FULL)];
+    let cases = pauses.map(|case| (case, "pause")).into_iter();
+    let cases = cases.chain(resumes.map(|case| (case, "resume"))).chain(reboots.map(|case| (case, "reboot")));
+    for ((phase, memory), change) in cases {
         let stage = Stage::new();
         stage.engine.listen(8000, Service::Echo);
         let first = stage.registry();
         let made = first.create(stage.spec()).await.unwrap();
         let id = made.record.id;
-        if resuming {
+        if change != "pause" {
             pause(&first, &stage, id, memory).await.unwrap();
         }
         first.inject(Arc::new(Hang(phase)));
-        let cut = if resuming {
-            timeout(Duration::from_millis(100), first.connect(stage.team, id, LONG)).await.map(drop)
-        } else {
-            timeout(Duration::from_millis(100), pause(&first, &stage, id, memory)).await.map(drop)
+        let bound = Duration::from_millis(100);
+        let cut = match change {
+            "pause" => timeout(bound, pause(&first, &stage, id, memory)).await.map(drop),
+            "resume" => timeout(bound, first.connect(stage.team, id, LONG)).await.map(drop),
+            _ => timeout(bound, first.reboot(stage.team, id, LONG)).await.map(drop),
         };
         assert!(cut.is_err(), "{phase:?} was never reached");
         drop(first);
         let next = stage.registry();
         let recovered = next.recover().await.unwrap();
         assert_eq!(recovered.paused.len() + recovered.adopted.len(), 1, "{phase:?} {memory}");
-        assert_eq!((recovered.ended, recovered.swept), (vec![], vec![]), "{phase:?} {memory}");
+        assert_eq!((recovered.ended, recovered.swept), (vec![], vec![]), "{change} {phase:?} {memory}");
         if phase != Phase::Active {
             assert_eq!(stage.state(&next, id).await, SandboxState::Paused, "{phase:?} {memory}");
             assert!(stage.engine.live().is_empty() || stage.engine.frozen(id));
