@@ -3,6 +3,7 @@
 pub mod base;
 mod clock;
 pub mod host;
+mod pressure;
 pub mod server;
 mod tasks;
 pub mod tls;

@@ -7,13 +7,14 @@ mod ca;
 mod doctor;
 mod embedded;
 mod key;
+mod logfile;
 mod openapi;
 mod sandbox;
 mod serve;
 mod team;
 mod template;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{io::Write as _, path::PathBuf, process::ExitCode};
 
 use clap::{Args, Parser, Subcommand};
 
@@ -53,7 +54,7 @@ pub struct SettingsArgs {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Start the server (as root)
-    Serve(serve::ServeArgs),
+    Serve(Box<serve::ServeArgs>),
     /// API keys of the running server
     #[command(subcommand)]
     Key(key::KeyCommand),
@@ -141,9 +142,9 @@ fn complain(error: &anyhow::Error) {
 }
 
 /// Prints a note that is neither output nor failure.
-#[expect(clippy::print_stderr, reason = "the command line's own output")]
 fn note(text: &str) {
-    eprintln!("{text}");
+    // Nobody may listen any more.
+    let _ = writeln!(std::io::stderr(), "{text}");
 }
 
 #[cfg(test)]

@@ -27,6 +27,8 @@ pub struct Config {
     pub limits: Limits,
     /// What sandboxes may have together.
     pub admission: Admission,
+    /// What paused sandboxes do when the host is short of memory.
+    pub pressure: Pressure,
     /// What is written to the log.
     pub log: Log,
 }
@@ -73,6 +75,24 @@ pub struct Limits {
     pub resources: Resources,
 }
 
+/// What paused sandboxes do when the host is short of memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pressure {
+    /// What they give.
+    pub paused: PausedPressure,
+    /// The host is short of memory when less is available, in MiB.
+    pub below_mb: u32,
+}
+
+/// What paused sandboxes give.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PausedPressure {
+    /// What they can without losing anything.
+    Keep,
+    /// Their processes too, the longest paused first.
+    Disk,
+}
+
 /// What is written to the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Log {
@@ -80,6 +100,19 @@ pub struct Log {
     pub filter: String,
     /// How lines look.
     pub format: LogFormat,
+    /// Where it goes; none: to stderr.
+    pub file: Option<LogFile>,
+}
+
+/// A log file and the room that it may take.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogFile {
+    /// The file; older ones have `.1`, `.2` ... behind its name.
+    pub path: PathBuf,
+    /// The largest file, in MiB.
+    pub mb: u32,
+    /// Files, the present one included.
+    pub count: u32,
 }
 
 /// How log lines look.
@@ -95,7 +128,7 @@ pub enum LogFormat {
 
 impl Config {
     /// Every key with its default that is not another file's.
-    const KEYS: [(&'static str, &'static str); 14] = [
+    const KEYS: [(&'static str, &'static str); 19] = [
         ("listen", "127.0.0.1:3000"),
         ("domain", "firkin.localhost:<port>"),
         ("allowed-origins", "none"),
@@ -108,8 +141,13 @@ impl Config {
         ("cpu-count", "2"),
         ("memory-mb", "1024"),
         ("disk-mb", "10240"),
+        ("paused-pressure", "keep"),
+        ("paused-pressure-mb", "512"),
         ("log", "info"),
         ("log-format", "text"),
+        ("log-file", "none, the log goes to stderr"),
+        ("log-file-mb", "32"),
+        ("log-files", "4"),
     ];
 
     /// Every key with its default, for the file and the documentation.
@@ -147,9 +185,14 @@ impl Config {
                 },
             },
             admission: Admission::load(sources)?,
+            pressure: Pressure {
+                paused: sources.checked("paused-pressure", paused_pressure)?.unwrap_or(PausedPressure::Keep),
+                below_mb: sources.checked("paused-pressure-mb", positive)?.unwrap_or(512),
+            },
             log: Log {
                 filter: sources.value("log", "a log filter")?.unwrap_or_else(|| "info".to_owned()),
                 format: sources.checked("log-format", log_format)?.unwrap_or(LogFormat::Text),
+                file: log_file(sources)?,
             },
         })
     }
@@ -203,6 +246,13 @@ fn storage(text: &str) -> Result<Option<StorageDriver>, &'static str> {
     }
 }
 
+fn log_file(sources: &Sources) -> Result<Option<LogFile>, ConfigError> {
+    let path = sources.checked("log-file", absolute_path)?;
+    let mb = sources.checked("log-file-mb", positive)?.unwrap_or(32);
+    let count = sources.checked("log-files", positive)?.unwrap_or(4);
+    Ok(path.map(|path| LogFile { path, mb, count }))
+}
+
 fn absolute_path(text: &str) -> Result<PathBuf, &'static str> {
     let path = PathBuf::from(text);
     if path.is_absolute() { Ok(path) } else { Err("an absolute path") }
@@ -224,6 +274,14 @@ fn memory_mb(text: &str) -> Result<u32, &'static str> {
         .ok()
         .filter(|memory| *memory >= 128 && *memory % 2 == 0)
         .ok_or("an even number of MiB, at least 128")
+}
+
+fn paused_pressure(text: &str) -> Result<PausedPressure, &'static str> {
+    match text {
+        "keep" => Ok(PausedPressure::Keep),
+        "disk" => Ok(PausedPressure::Disk),
+        _ => Err("keep or disk"),
+    }
 }
 
 fn log_format(text: &str) -> Result<LogFormat, &'static str> {

@@ -1,11 +1,14 @@
 //! What a sandbox is, in words that every layer shares: what was asked for, what is recorded,
 //! what the outside may see. No behaviour lives here.
 
+pub mod freshness;
+
 use std::{collections::BTreeMap, time::Duration};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use self::freshness::Freshness;
 use crate::id::{BuildId, SandboxId, TeamId, TemplateId};
 
 /// The version of envd whose behaviour the guest shows (contract/control-plane 10.3).
@@ -162,4 +165,8 @@ pub struct SandboxRecord {
     pub end_at: Timestamp,
     /// What the engine needs to find the machine again after a restart; its own format.
     pub machine: Option<serde_json::Value>,
+    /// Of a paused one: its guest did not answer when it was frozen.
+    pub unresponsive: bool,
+    /// What is to be brought up to date before anything is written, as the guest last told it.
+    pub freshness: Option<Freshness>,
 }

@@ -34,17 +34,18 @@ use crate::{
         base,
         clock::HostClock,
         host,
+        pressure::HostMemory,
         tasks::Tasks,
         tls::{Authority, Given, Keeper},
     },
     clock::Clock,
-    config::Config,
+    config::{Config, PausedPressure},
     id::{Entropy, OsEntropy},
     proxy::{self, gateway::Gateway, tls::Acceptor},
     routes::{self, AppState, Settings, Streams, keyring::KeyRing},
     runtime::{
         namespace::{NamespaceEngine, WardenClient},
-        registry::{Limits, Registry},
+        registry::{Limits, PausedPolicy, Registry},
         token::TokenKey,
     },
     store::{Store, sqlite::SqliteStore},
@@ -151,8 +152,16 @@ impl Server {
                 ..Limits::default()
             },
         );
+        registry.answer_inside(Arc::new(routes::Inside::new(Arc::clone(&clock))));
         let found = registry.recover().await?.adopted.len();
         registry.keep_warm(host::warm_plan(&start.config.admission));
+        let pressure = start.config.pressure;
+        let policy = match pressure.paused {
+            PausedPressure::Keep => PausedPolicy::Keep,
+            PausedPressure::Disk => PausedPolicy::Disk,
+        };
+        let memory = HostMemory::new(u64::from(pressure.below_mb) << 20);
+        registry.watch_pressure(Arc::new(memory), policy);
         let settings = Settings {
             domain: start.domain.into(),
             max_timeout: limits.max_timeout,

@@ -24,7 +24,7 @@ use crate::{
         server::{self, Server},
         tls::Given,
     },
-    cli::{embedded, note, say},
+    cli::{embedded, logfile::Diverted, note, say},
     config::{self, Config},
     telemetry, warden,
 };
@@ -55,6 +55,16 @@ pub(super) struct ServeArgs {
     /// where --data-dir is on it, else plain [default: auto]
     #[arg(long, value_name = "DRIVER")]
     storage: Option<String>,
+    /// What paused sandboxes give when the host is short of memory: keep (caches, swap) or disk (the
+    /// processes of the longest paused end too) [default: keep]
+    #[arg(long, value_name = "POLICY")]
+    paused_pressure: Option<String>,
+    /// The host is short of memory when less MiB are available [default: 512]
+    #[arg(long, value_name = "MIB")]
+    paused_pressure_mb: Option<String>,
+    /// Write the log there instead of to stderr; 4 files of 32 MiB are kept, the newest without a number
+    #[arg(long, value_name = "FILE")]
+    log_file: Option<String>,
     /// End all sandboxes when the server stops; without it they stay and the next start finds them
     #[arg(long)]
     stop_sandboxes: bool,
@@ -107,7 +117,7 @@ struct AdmissionArgs {
 
 impl ServeArgs {
     /// The flags that are settings.
-    pub(super) fn flags(&self) -> [(&'static str, Option<String>); 17] {
+    pub(super) fn flags(&self) -> [(&'static str, Option<String>); 20] {
         let admission = &self.admission;
         [
             ("listen", self.listen.clone()),
@@ -127,6 +137,9 @@ impl ServeArgs {
             ("warm-disk-floor-mb", admission.warm_disk_floor_mb.clone()),
             ("warm", admission.warm.clone()),
             ("warm-max-age-minutes", admission.warm_max_age_minutes.clone()),
+            ("log-file", self.log_file.clone()),
+            ("paused-pressure", self.paused_pressure.clone()),
+            ("paused-pressure-mb", self.paused_pressure_mb.clone()),
         ]
     }
 }
@@ -139,6 +152,13 @@ pub(super) fn run(args: &ServeArgs, config: &Config) -> anyhow::Result<ExitCode>
         );
     }
     let guest = embedded::guest().context("this binary carries no guest; build it with `make build`")?;
+    let _diverted = match &config.log.file {
+        Some(file) => Some(
+            Diverted::start(file)
+                .with_context(|| format!("cannot write the log to {}", file.path.display()))?,
+        ),
+        None => None,
+    };
     telemetry::start(&config.log)?;
     let prepared = warden::prepare(&config.storage.data_dir, config.storage.driver)?;
     let listener = TcpListener::bind(config.network.listen).with_context(|| {

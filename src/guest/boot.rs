@@ -26,7 +26,7 @@ use tokio::{net::UnixListener, runtime};
 
 use crate::{
     guest::{
-        accept,
+        accept, freshness,
         process::Processes,
         reap::Reaper,
         serve, shed,
@@ -120,6 +120,7 @@ async fn serve_machine(start: Start, zygote: Zygote, reaper: Reaper) -> io::Resu
     let processes = Processes::new(spawner, reaper.clone(), guest.clone());
     start.listener.set_nonblocking(true)?;
     let listener = UnixListener::from_std(start.listener)?;
+    tokio::spawn(freshness::run(guest.clone(), processes.clone()));
     let envd = serve::router(guest.clone(), processes);
     tokio::select! {
         ended = accept::run(listener, guest, envd) => ended,

@@ -47,6 +47,9 @@ impl Attachment {
 async fn serve(guest: Guest, stream: UnixStream) {
     let codec = LengthDelimitedCodec::builder().max_frame_length(MAX_MESSAGE as usize).new_codec();
     let mut frames = Framed::new(stream, codec);
+    let mut gate = guest.gate().watch();
+    // A gate that is there is told once, and then its changes.
+    gate.mark_changed();
     loop {
         let message = tokio::select! {
             frame = frames.next() => match frame {
@@ -54,6 +57,11 @@ async fn serve(guest: Guest, stream: UnixStream) {
                 _ => return,
             },
             line = guest.logs().next() => Some(line),
+            // The sender lives in `guest`.
+            Ok(()) = gate.changed() => {
+                let present = gate.borrow_and_update().clone();
+                present.map(|freshness| FromGuest::Freshness { freshness: Box::new(freshness) })
+            }
         };
         let Some(message) = message else { continue };
         let Ok(bytes) = serde_json::to_vec(&message) else { continue };
@@ -86,6 +94,7 @@ pub(super) fn answer(guest: &Guest, frame: &[u8]) -> Option<FromGuest> {
             (seq, None)
         }
         Ok(ToGuest::Ping { seq }) => (seq, None),
+        Ok(ToGuest::Freshness { seq, verdict }) => (seq, guest.gate().judge(verdict).err()),
         Err(error) => {
             let Numbered { seq } = serde_json::from_slice(frame).ok()?;
             (seq, Some(format!("this guest does not know the message: {error}")))

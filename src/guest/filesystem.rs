@@ -132,6 +132,11 @@ impl FilesystemService {
         })
     }
 
+    /// Refuses a change while the sandbox's checkout is not what it shall be.
+    fn admit(&self, operation: &str) -> Result<(), ConnectError> {
+        self.guest.gate().admit(operation).map_err(ConnectError::failed_precondition)
+    }
+
     /// Runs one operation off the async thread.
     async fn run<T: Send + 'static>(
         &self,
@@ -173,6 +178,7 @@ impl Filesystem for FilesystemService {
         request: ServiceRequest<'_, MakeDirRequest>,
     ) -> ServiceResult<impl Encodable<MakeDirResponse> + Send + use<'a>> {
         let caller = self.caller(&context)?;
+        self.admit("mkdir")?;
         let (path, owner) = (caller.resolve(request.path)?, caller.owner());
         let made = self.run(move |users| {
             change::make_dir(&path, owner)?;
@@ -188,6 +194,7 @@ impl Filesystem for FilesystemService {
         request: ServiceRequest<'_, MoveRequest>,
     ) -> ServiceResult<impl Encodable<MoveResponse> + Send + use<'a>> {
         let caller = self.caller(&context)?;
+        self.admit("move")?;
         let (source, destination) = (caller.resolve(request.source)?, caller.resolve(request.destination)?);
         let owner = caller.owner();
         let moved = self.run(move |users| {
@@ -218,6 +225,7 @@ impl Filesystem for FilesystemService {
         request: ServiceRequest<'_, RemoveRequest>,
     ) -> ServiceResult<impl Encodable<RemoveResponse> + Send + use<'a>> {
         let caller = self.caller(&context)?;
+        self.admit("remove")?;
         let path = caller.resolve(request.path)?;
         self.run(move |_| change::remove(&path)).await?;
         Ok(caller.answer(RemoveResponse::default()))

@@ -51,6 +51,7 @@ fn guest() -> Guest {
         now_unix_ns: 0,
         disk_bytes: 0,
         entropy: String::new(),
+        freshness: None,
     });
     guest
 }

@@ -8,6 +8,7 @@ pub(crate) mod disk;
 pub(crate) mod entry;
 pub(crate) mod failure;
 pub(crate) mod filesystem;
+mod freshness;
 #[cfg(feature = "fuzzing")]
 pub(crate) mod fuzzing;
 mod joined;

@@ -278,6 +278,13 @@ impl Processes {
         Ok(())
     }
 
+    /// Kills the leader with its group. From then on its own end is the end.
+    pub(crate) fn end_group(&self, process: &Process) {
+        // One that has ended meanwhile needs no signal.
+        let _ = self.reaper.kill_group(process.pid.cast_signed(), Signal::SIGKILL);
+        process.signalled.send_replace(true);
+    }
+
     /// Waits for the exit; the deadline kills the leader, and only it.
     async fn wait(&self, mut exit: tokio::sync::oneshot::Receiver<Exit>, process: &Process) -> Exit {
         if let Some(deadline) = process.deadline {

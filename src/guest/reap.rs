@@ -92,6 +92,15 @@ impl Reaper {
         signal::kill(Pid::from_raw(pid), signal).map(|()| true)
     }
 
+    /// Signals a claimed process and all of its group. False: it has ended already.
+    pub(crate) fn kill_group(&self, pid: i32, signal: Signal) -> Result<bool, Errno> {
+        let table = self.table();
+        if !table.owners.contains_key(&pid) {
+            return Ok(false);
+        }
+        signal::killpg(Pid::from_raw(pid), signal).map(|()| true)
+    }
+
     fn collect(&self) {
         loop {
             // Held over the wait: a pid leaves the kernel's table and ours in one step.

@@ -58,6 +58,7 @@ impl ProcessService {
 
     fn launch(&self, ctx: &RequestContext, request: StartRequest) -> Result<Launch, ConnectError> {
         let user = self.guest.request_user(ctx.extensions())?;
+        self.guest.gate().admit_process().map_err(ConnectError::failed_precondition)?;
         let config = request.process.into_option().unwrap_or_default();
         let named = config.cwd.as_deref().unwrap_or_default();
         let cwd = paths::resolve(named, &user, self.guest.default_workdir().as_deref())

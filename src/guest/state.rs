@@ -18,6 +18,7 @@ use crate::{
     clock::{Clock, SystemClock},
     guest::{
         disk::Disk,
+        freshness::Gate,
         logs::Logs,
         meminfo::Meminfo,
         users::{User, Users},
@@ -48,6 +49,7 @@ struct Shared {
     meminfo: Meminfo,
     disk: Disk,
     logs: Logs,
+    gate: Gate,
     clock: Box<dyn Clock>,
     entropy: Box<dyn Entropy>,
 }
@@ -92,13 +94,16 @@ impl Guest {
             meminfo: Meminfo::default(),
             disk: Disk::default(),
             logs: Logs::default(),
+            gate: Gate::default(),
             clock: Box::new(SystemClock),
             entropy: Box::new(OsEntropy),
         }))
     }
 
-    /// Takes a new identity, whole.
-    pub(crate) fn introduce(&self, init: Init) {
+    /// Takes a new identity, whole; its gate is there before anybody sees it.
+    pub(crate) fn introduce(&self, mut init: Init) {
+        let same = self.identity().is_some_and(|present| present.sandbox_id == init.sandbox_id);
+        self.0.gate.install(init.freshness.take().map(|wish| *wish), same);
         self.0.disk.resize(init.disk_bytes);
         *self.0.identity.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(init));
     }
@@ -161,6 +166,11 @@ impl Guest {
         &self.0.logs
     }
 
+    /// What stands before changes of files.
+    pub(crate) fn gate(&self) -> &Gate {
+        &self.0.gate
+    }
+
     /// Takes over `/proc/meminfo`, if the launcher put a file over it.
     pub(crate) fn attach_meminfo(&self) {
         // A machine whose memory is its kernel's own has the true numbers there.
@@ -219,6 +229,7 @@ pub(crate) mod tests {
             now_unix_ns: 0,
             disk_bytes: 0,
             entropy: String::new(),
+            freshness: None,
         }
     }
 

@@ -30,6 +30,7 @@ pub(crate) fn guest(token: Option<&str>) -> Guest {
         now_unix_ns: 0,
         disk_bytes: 0,
         entropy: String::new(),
+        freshness: None,
     });
     guest
 }

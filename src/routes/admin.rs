@@ -14,7 +14,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     id::{BuildId, KeyId, TeamId, TemplateId},
-    routes::{extract::JsonBody, inspection, keyring::KEY_PREFIX, layers, reply::ApiError, state::AppState},
+    routes::{
+        extract::JsonBody, freshness, inspection, keyring::KEY_PREFIX, layers, reply::ApiError,
+        state::AppState,
+    },
     sandbox::Resources,
     store::{ApiKey, Build, SandboxFilter, Standing, Team, Template},
 };
@@ -148,6 +151,7 @@ pub fn router(state: AppState) -> Router {
         .route("/templates", post(add_template))
         .route("/metrics", get(inspection::local_metrics))
         .route("/traces", get(inspection::local_traces))
+        .route("/sandboxes/{id}/freshness", get(freshness::local_show).post(freshness::local_judge))
         .fallback(layers::unknown_route)
         .method_not_allowed_fallback(layers::unknown_method)
         .with_state(state)

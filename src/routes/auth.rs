@@ -103,7 +103,7 @@ fn authenticate(headers: &HeaderMap, state: &AppState) -> Result<Arc<Team>, ApiE
     }
     if headers.contains_key("x-admin-token") {
         return Err(ApiError::unauthorized(
-            "the admin token opens /metrics and /admin/traces only: send an API key in X-API-Key",
+            "the admin token opens /metrics and /admin only: send an API key in X-API-Key",
         ));
     }
     Err(ApiError::unauthorized("authorization header is missing"))

@@ -96,6 +96,12 @@ fn exposition(state: &AppState) -> String {
     }
     page.family("firkin_failed_starts_total", "counter", "Creates and resumes that failed.");
     page.sample(&[], tally.failed_starts);
+    page.family("firkin_silent_guests", "gauge", "Serving sandboxes whose guest does not answer.");
+    page.sample(&[], tally.silent_guests);
+    page.family("firkin_sandbox_events_total", "counter", "Events of sandboxes' traces, by name.");
+    for (event, count) in tally.events {
+        page.sample(&[("event", &format!("{event:?}"))], count);
+    }
     let help = "Parts of sandboxes' lives, from event to event (docs/operations.md).";
     page.family("firkin_lifecycle_duration_seconds", "histogram", help);
     for (name, histogram) in &tally.durations {

@@ -3,9 +3,11 @@
 pub mod admin;
 mod auth;
 mod extract;
+mod freshness;
 #[cfg(feature = "fuzzing")]
 pub(crate) mod fuzzing;
 mod health;
+mod inside;
 mod inspection;
 pub mod keyring;
 mod layers;
@@ -23,6 +25,7 @@ use axum::{Router, middleware};
 use utoipa::OpenApi as _;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
+pub use inside::Inside;
 pub use state::{AppState, Settings};
 pub use streams::{Bounds, Streams, Usage};
 
@@ -34,6 +37,10 @@ pub fn router(state: AppState) -> Router {
         .route("/openapi.json", axum::routing::get(move || std::future::ready(openapi::answer(&document))))
         .route("/metrics", axum::routing::get(inspection::metrics))
         .route("/admin/traces", axum::routing::get(inspection::traces))
+        .route(
+            "/admin/sandboxes/{sandboxID}/freshness",
+            axum::routing::get(freshness::show).post(freshness::judge),
+        )
         .merge(unbuilt::router())
         .fallback(layers::unknown_route)
         .method_not_allowed_fallback(layers::unknown_method)

@@ -178,6 +178,7 @@ impl From<LifeError> for ApiError {
             LifeError::Transitioning(id) => {
                 Self::new(StatusCode::CONFLICT, format!("Sandbox \"{id}\" is changing its state, try again"))
             }
+            LifeError::Nonsense(reason) => Self::bad_request(reason),
             LifeError::MaxLength => Self::bad_request("Max instance length exceeded"),
             LifeError::Paused(id) => {
                 Self::new(StatusCode::CONFLICT, format!("Sandbox \"{id}\" is already paused"))

@@ -27,7 +27,7 @@ use utoipa::ToSchema;
 
 use crate::{
     clock::Clock,
-    routes::state::AppState,
+    routes::{freshness::FreshnessView, state::AppState},
     runtime::registry::Sandbox,
     sandbox::{CLIENT_ID, ENVD_VERSION, NetworkConfig, OnTimeout, SandboxRecord, SandboxState},
 };
@@ -127,6 +127,12 @@ pub(crate) struct SandboxDetail {
     /// Of a paused sandbox, what it has kept: `full` (its processes too) or `filesystem`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pause_mode: Option<&'static str>,
+    /// Only true, and of a paused sandbox: its guest did not answer when it was paused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    envd_unresponsive_at_pause: Option<bool>,
+    /// Only when labels of the create asked for it: what is synchronized before files may be changed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    freshness: Option<FreshnessView>,
 }
 
 /// What happens at the deadline.
@@ -191,6 +197,7 @@ impl SandboxDetail {
     pub(crate) fn of(sandbox: Sandbox, state: &AppState) -> Self {
         let Sandbox { record, envd_access_token, .. } = sandbox;
         let paused = record.state == SandboxState::Paused;
+        let freshness = record.freshness.clone().map(FreshnessView::from);
         Self {
             envd_access_token,
             allow_internet_access: record.spec.allow_internet_access,
@@ -201,6 +208,8 @@ impl SandboxDetail {
                 on_timeout: record.spec.lifecycle.on_timeout,
             },
             pause_mode: paused.then_some(if record.machine.is_some() { "full" } else { "filesystem" }),
+            envd_unresponsive_at_pause: (paused && record.unresponsive).then_some(true),
+            freshness,
             listed: ListedSandbox::of(record, &*state.clock),
         }
     }

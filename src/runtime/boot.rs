@@ -261,6 +261,7 @@ impl Attached {
             started_at: now,
             end_at: world.policy().deadline(now, now, request.length),
             machine: Some(machine.record()),
+            unresponsive: false,
             ..request.record.clone()
         };
         if let Err(error) = world.store.put_sandbox(record.clone()).await {

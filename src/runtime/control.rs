@@ -1,4 +1,5 @@
-//! The gateway's end of a guest's control stream: init, requests with answers, the guest's log.
+//! The gateway's end of a guest's control stream: init, requests with answers, the guest's log
+//! and what it says of its gate.
 //!
 //! ```text
 //!   attach: open, Init, Done  ->  attended  --stream broke-->  away  --backoff, new nonce, Init-->  attended
@@ -13,8 +14,8 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use futures_util::StreamExt as _;
 use tokio::{
     io::{AsyncWriteExt as _, ReadHalf, WriteHalf, split},
-    sync::{mpsc, oneshot},
-    time::{Instant, sleep, timeout},
+    sync::{mpsc, oneshot, watch},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 use tokio_util::{codec::FramedRead, task::AbortOnDropHandle};
 
@@ -24,7 +25,7 @@ use super::{
     world::World,
 };
 use crate::{
-    sandbox::SandboxRecord,
+    sandbox::{SandboxRecord, freshness::Freshness},
     wire::control::{FromGuest, Init, MAX_MESSAGE, ToGuest},
 };
 
@@ -42,6 +43,8 @@ const FIRST_BACKOFF: Duration = Duration::from_millis(50);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(5);
 /// An attachment that lasted this long was a good one: the next backoff is short again.
 const GOOD: Duration = Duration::from_secs(10);
+/// Between two things that are heard of a gate: what a guest says in between is passed over.
+const BETWEEN_TOLD: Duration = Duration::from_millis(100);
 
 /// Why the guest did not do it.
 #[derive(Debug, thiserror::Error)]
@@ -73,7 +76,16 @@ pub(super) struct Identity {
 #[derive(Debug)]
 pub(super) struct Control {
     asker: Asker,
+    gate: watch::Receiver<Option<Freshness>>,
+    told_at: Option<Instant>,
     _attendant: AbortOnDropHandle<()>,
+}
+
+/// Where goes what a guest says by itself.
+#[derive(Debug)]
+struct Ears {
+    logs: Arc<LogRing>,
+    gate: watch::Sender<Option<Freshness>>,
 }
 
 /// Asks the guest over its control stream, for as long as that lives.
@@ -101,7 +113,7 @@ struct Session {
 struct Attendant {
     link: Arc<dyn GuestLink>,
     identity: Identity,
-    logs: Arc<LogRing>,
+    ears: Ears,
 }
 
 // === impl Identity ===
@@ -125,6 +137,7 @@ impl Identity {
             now_unix_ns: self.now_ns(),
             disk_bytes: u64::from(spec.resources.disk_mb) << 20,
             entropy: STANDARD.encode(entropy),
+            freshness: self.record.freshness.clone().map(Box::new),
         }
     }
 
@@ -142,25 +155,44 @@ impl Control {
         identity: Identity,
         logs: Arc<LogRing>,
     ) -> Result<Self, ControlError> {
-        let attendant = Attendant { link, identity, logs };
+        let attendant = Attendant { link, identity, ears: Ears::new(logs) };
         let session = attendant.open().await?;
         Ok(Self::start(attendant, Some(session)))
     }
 
     /// For a machine whose guest does not answer now: goes on trying in the background.
     pub(super) fn attach_later(link: Arc<dyn GuestLink>, identity: Identity, logs: Arc<LogRing>) -> Self {
-        Self::start(Attendant { link, identity, logs }, None)
+        Self::start(Attendant { link, identity, ears: Ears::new(logs) }, None)
     }
 
     fn start(attendant: Attendant, session: Option<Session>) -> Self {
         let (requests, asked) = mpsc::channel(QUEUE);
+        let gate = attendant.ears.gate.subscribe();
         let task = tokio::spawn(attendant.attend(session, asked));
-        Self { asker: Asker { requests }, _attendant: AbortOnDropHandle::new(task) }
+        let attendant = AbortOnDropHandle::new(task);
+        Self { asker: Asker { requests }, gate, told_at: None, _attendant: attendant }
     }
 
     /// For those who ask while the driver owns the stream.
     pub(super) fn asker(&self) -> Asker {
         self.asker.clone()
+    }
+
+    /// What the guest says of its gate, when it says something else than before. Cancel-safe.
+    pub(super) async fn told(&mut self) -> Freshness {
+        if let Some(at) = self.told_at {
+            sleep_until(at + BETWEEN_TOLD).await;
+        }
+        loop {
+            if self.gate.changed().await.is_err() {
+                // Nobody attends any more.
+                std::future::pending::<()>().await;
+            }
+            if let Some(freshness) = self.gate.borrow_and_update().clone() {
+                self.told_at = Some(Instant::now());
+                return freshness;
+            }
+        }
     }
 }
 
@@ -187,6 +219,14 @@ impl Asker {
     }
 }
 
+// === impl Ears ===
+
+impl Ears {
+    fn new(logs: Arc<LogRing>) -> Self {
+        Self { logs, gate: watch::Sender::new(None) }
+    }
+}
+
 // === impl Attendant ===
 
 impl Attendant {
@@ -200,7 +240,7 @@ impl Attendant {
     async fn introduce(&self, session: &mut Session) -> Result<(), ControlError> {
         let init = Box::new(self.identity.init());
         let seq = session.say(|seq| ToGuest::Init { seq, init }).await?;
-        session.done(seq, &self.logs).await
+        session.done(seq, &self.ears).await
     }
 
     async fn attend(self, mut session: Option<Session>, mut asked: mpsc::Receiver<Asked>) {
@@ -208,7 +248,7 @@ impl Attendant {
         loop {
             let attached = Instant::now();
             if let Some(session) = session.take() {
-                let Err(error) = session.run(&self.logs, &mut asked).await else { return };
+                let Err(error) = session.run(&self.ears, &mut asked).await else { return };
                 let id = self.identity.record.id;
                 tracing::debug!(sandbox.id = %id, %error, "control stream of {id} broke");
             }
@@ -235,10 +275,10 @@ impl Session {
     }
 
     /// Until the stream breaks; `Ok` when nobody will ask any more.
-    async fn run(mut self, logs: &LogRing, asked: &mut mpsc::Receiver<Asked>) -> Result<(), ControlError> {
+    async fn run(mut self, ears: &Ears, asked: &mut mpsc::Receiver<Asked>) -> Result<(), ControlError> {
         loop {
             tokio::select! {
-                heard = self.hear(logs) => {
+                heard = self.hear(ears) => {
                     if let Some((seq, outcome)) = heard?
                         && let Some(reply) = self.waiting.remove(&seq)
                     {
@@ -277,27 +317,32 @@ impl Session {
     }
 
     /// Waits for the answer to a request, when nobody else waits for one.
-    async fn done(&mut self, seq: u64, logs: &LogRing) -> Result<(), ControlError> {
+    async fn done(&mut self, seq: u64, ears: &Ears) -> Result<(), ControlError> {
         loop {
-            match self.hear(logs).await? {
+            match self.hear(ears).await? {
                 Some((answered, outcome)) if answered == seq => return outcome,
                 _ => {}
             }
         }
     }
 
-    /// The next message; log lines are kept, answers returned. Cancel-safe.
-    async fn hear(
-        &mut self,
-        logs: &LogRing,
-    ) -> Result<Option<(u64, Result<(), ControlError>)>, ControlError> {
+    /// The next message; what the guest says by itself is kept, answers returned. Cancel-safe.
+    async fn hear(&mut self, ears: &Ears) -> Result<Option<(u64, Result<(), ControlError>)>, ControlError> {
         let frame = self.frames.next().await.ok_or(ControlError::Ended)??;
         match serde_json::from_slice(&frame).map_err(|_| ControlError::Garbled)? {
             FromGuest::Done { seq, error } => {
                 Ok(Some((seq, error.map_or(Ok(()), |reason| Err(ControlError::Refused(reason))))))
             }
             FromGuest::Log { level, logger, message, fields, unix_ns } => {
-                logs.push(LogLine { level, logger, message, fields, unix_ns });
+                ears.logs.push(LogLine { level, logger, message, fields, unix_ns });
+                Ok(None)
+            }
+            FromGuest::Freshness { freshness } => {
+                ears.gate.send_if_modified(|gate| {
+                    let news = gate.as_ref() != Some(&*freshness);
+                    *gate = Some(*freshness);
+                    news
+                });
                 Ok(None)
             }
         }

@@ -19,9 +19,12 @@
 //!   finished by the next one.
 //! - A registry that is dropped or closed lets go of its sandboxes: machine and record stay.
 
+mod freshness;
 mod inbox;
+mod inside;
 mod live;
 mod pause;
+mod relief;
 mod rest;
 mod seal;
 
@@ -40,6 +43,7 @@ use tokio_util::sync::CancellationToken;
 use self::inbox::PauseReply;
 pub(super) use self::{
     inbox::{Command, Inbox, Manner},
+    relief::Relief,
     rest::{Frozen, Resting},
 };
 use super::{
@@ -132,6 +136,8 @@ pub(super) struct Driver {
     pausers: Vec<PauseReply>,
     /// An end that came in the middle of a change.
     ending: Option<EndCause>,
+    /// The host API of the present machine.
+    inside: Option<inside::Inside>,
 }
 
 /// What comes after a part of a sandbox's life.
@@ -168,7 +174,7 @@ impl Driver {
         seat: Arc<Seat>,
     ) -> Self {
         let (ended, pausers) = (CancellationToken::new(), Vec::new());
-        Self { id, world, handles, commands, view, seat, ended, pausers, ending: None }
+        Self { id, world, handles, commands, view, seat, ended, pausers, ending: None, inside: None }
     }
 
     /// The life of a sandbox from its admission on; it was asked for before.
@@ -292,6 +298,7 @@ impl Driver {
         self.ended = CancellationToken::new();
         self.show(active);
         self.measure(&active.record, &active.samples, &active.machine);
+        self.answer_inside(active);
         self.world.reaper.set(self.id, active.record.end_at);
     }
 

@@ -11,7 +11,7 @@
 //! machine at the same time, except `stats`, `link` and `exited`, which may be called at any time.
 //! Every test of this contract runs against every engine.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{fmt, net::TcpListener, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
@@ -232,6 +232,14 @@ pub trait Machine: Send + Sync + fmt::Debug {
 
     /// Lets a frozen machine go on. Legal when frozen; a no-op when live.
     async fn thaw(&self) -> Result<(), EngineError>;
+
+    /// Takes memory back as far as nothing is lost: caches, and what can go to swap. Legal when
+    /// frozen. Returns how many bytes came back. May be dropped half-way.
+    async fn reclaim(&self) -> Result<u64, EngineError>;
+
+    /// A socket that listens in the machine where programs look for the host API (192.0.2.1:80), for
+    /// as long as it is open. One at a time.
+    async fn host_socket(&self) -> Result<TcpListener, EngineError>;
 
     /// What it uses now.
     async fn stats(&self) -> Result<MachineStats, EngineError>;

@@ -60,6 +60,8 @@ pub struct Faults {
     pub seal_failures: u32,
     /// They all fail for want of room, after their delay.
     pub disk_full: bool,
+    /// What a frozen machine gives back, in bytes.
+    pub reclaimable: u64,
     /// How long a stop takes.
     pub stop_delay: Duration,
     /// So many stops fail before one works.
@@ -96,6 +98,8 @@ pub(in crate::runtime::fake) struct Host {
     images: Mutex<Images>,
     services: Mutex<BTreeMap<u16, Service>>,
     faults: Mutex<Faults>,
+    /// Whose memory was taken back, in order.
+    reclaims: Mutex<Vec<SandboxId>>,
 }
 
 /// Releases a machine whose create did not come to its end.
@@ -123,6 +127,7 @@ impl FakeEngine {
                 images: Mutex::default(),
                 services: Mutex::new(services),
                 faults: Mutex::default(),
+                reclaims: Mutex::default(),
             }),
         }
     }
@@ -157,6 +162,16 @@ impl FakeEngine {
     /// Whether time stands still in the machine.
     pub fn frozen(&self, sandbox: SandboxId) -> bool {
         self.host.body(sandbox).is_some_and(|body| body.is_frozen())
+    }
+
+    /// Where the host API of a machine listens. None: nowhere.
+    pub fn host_api(&self, sandbox: SandboxId) -> Option<std::net::SocketAddr> {
+        self.host.body(sandbox).and_then(|body| *body.host_api.lock())
+    }
+
+    /// Whose memory was taken back, in order.
+    pub fn reclaims(&self) -> Vec<SandboxId> {
+        self.host.reclaims.lock().clone()
     }
 
     /// The disks that are kept without a machine.
@@ -311,6 +326,11 @@ impl Host {
         {
             self.kept.lock().insert(sandbox, body.disk.lock().clone());
         }
+    }
+
+    pub(in crate::runtime::fake) fn reclaimed(&self, sandbox: SandboxId) -> u64 {
+        self.reclaims.lock().push(sandbox);
+        self.faults().reclaimable
     }
 
     fn body(&self, sandbox: SandboxId) -> Option<Arc<Body>> {

@@ -17,6 +17,7 @@ mod control;
 mod driver;
 #[cfg(feature = "fuzzing")]
 pub(crate) mod fuzzing;
+mod inside;
 mod queue;
 mod reaper;
 mod samples;

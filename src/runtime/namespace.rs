@@ -7,6 +7,7 @@
 use std::{
     collections::{HashMap, hash_map::Entry},
     fmt,
+    net::TcpListener,
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     path::Path,
     sync::{Arc, Weak},
@@ -337,6 +338,25 @@ impl Machine for NamespaceMachine {
 
     async fn thaw(&self) -> Result<(), EngineError> {
         self.tell("thaw the machine", Call::Thaw { sandbox: self.info.sandbox }).await.map(drop)
+    }
+
+    async fn reclaim(&self) -> Result<u64, EngineError> {
+        match self.tell("take memory back", Call::Reclaim { sandbox: self.info.sandbox }).await? {
+            Reply::Reclaimed { bytes } => Ok(bytes),
+            _ => Err(ClientError::Unexpected.during("take memory back")),
+        }
+    }
+
+    async fn host_socket(&self) -> Result<TcpListener, EngineError> {
+        let step = "open the host API";
+        match self.client.call(Call::HostSocket { sandbox: self.info.sandbox }).await {
+            Ok((_, mut sockets)) => {
+                let socket = sockets.pop().ok_or_else(|| ClientError::Unexpected.during(step))?;
+                Ok(socket.into())
+            }
+            Err(_) if self.ended.is_cancelled() => Err(EngineError::Gone),
+            Err(error) => Err(error.during(step)),
+        }
     }
 
     async fn stats(&self) -> Result<MachineStats, EngineError> {

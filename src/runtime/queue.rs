@@ -63,6 +63,8 @@ pub(super) enum Request {
     Snapshot,
     /// Its way out is to be another.
     SetEgress,
+    /// The host is short of memory.
+    Relieve,
     /// The deadline may have struck.
     Expire,
     /// It is to end.
@@ -84,6 +86,8 @@ pub(super) enum Verdict {
     Resume,
     /// An image is made of it now.
     Snapshot,
+    /// It gives memory back now.
+    Relieve,
     /// Asked again when the change that is under way has come to its end.
     Wait,
     /// The one teardown begins.
@@ -120,7 +124,7 @@ impl Policy {
         match stage {
             Stage::Creating => match request {
                 Request::End => Ok(Verdict::TearDown),
-                Request::Expire => Ok(Verdict::Keep),
+                Request::Expire | Request::Relieve => Ok(Verdict::Keep),
                 _ => Err(Refusal::Transitioning),
             },
             Stage::Running { started_at, end_at, pauses } => {
@@ -132,7 +136,7 @@ impl Policy {
                 Request::Connect(_) | Request::Reboot(_) | Request::Resume(_) | Request::Wake => {
                     Ok(Verdict::Wait)
                 }
-                Request::Expire => Ok(Verdict::Keep),
+                Request::Expire | Request::Relieve => Ok(Verdict::Keep),
                 Request::SetTimeout(_) | Request::Extend(_) | Request::Snapshot | Request::SetEgress => {
                     Err(Refusal::Transitioning)
                 }
@@ -143,6 +147,7 @@ impl Policy {
                     Ok(Verdict::Resume)
                 }
                 Request::Pause => Err(Refusal::Paused),
+                Request::Relieve => Ok(Verdict::Relieve),
                 Request::Expire => Ok(Verdict::Keep),
                 Request::SetTimeout(_) | Request::Extend(_) | Request::Snapshot | Request::SetEgress => {
                     Err(Refusal::NotFound)
@@ -153,7 +158,7 @@ impl Policy {
                 Request::Connect(_) | Request::Reboot(_) | Request::Resume(_) | Request::Wake => {
                     Ok(Verdict::Wait)
                 }
-                Request::Expire => Ok(Verdict::Keep),
+                Request::Expire | Request::Relieve => Ok(Verdict::Keep),
                 Request::SetTimeout(_)
                 | Request::Extend(_)
                 | Request::Pause
@@ -163,11 +168,11 @@ impl Policy {
             Stage::Snapshotting => match request {
                 Request::End => Ok(Verdict::TearDown),
                 Request::Connect(_) | Request::Reboot(_) | Request::Wake => Ok(Verdict::Wait),
-                Request::Expire => Ok(Verdict::Keep),
+                Request::Expire | Request::Relieve => Ok(Verdict::Keep),
                 _ => Err(Refusal::Transitioning),
             },
             Stage::Killing => match request {
-                Request::End | Request::Expire => Ok(Verdict::Keep),
+                Request::End | Request::Expire | Request::Relieve => Ok(Verdict::Keep),
                 Request::Connect(_) | Request::Reboot(_) => Err(Refusal::Transitioning),
                 _ => Err(Refusal::NotFound),
             },
@@ -192,6 +197,7 @@ impl Policy {
         let struck = if pauses { Verdict::Pause } else { Verdict::TearDown };
         match request {
             Request::End => Ok(Verdict::TearDown),
+            Request::Relieve => Ok(Verdict::Keep),
             Request::Expire => Ok(if expired { struck } else { Verdict::Keep }),
             Request::SetTimeout(_) | Request::Extend(_) if too_long => Err(Refusal::MaxLength),
             // The reaper is on its way; nobody may snatch the sandbox back. One that will only

@@ -10,8 +10,11 @@
 //! - Work belongs to drivers, not to requests: a caller that goes away loses the answer only.
 //! - [`Registry::recover`] runs once, before any other call: it adopts, undoes, finishes, sweeps.
 
+mod freshness;
 mod handles;
 mod images;
+mod liveness;
+mod pressure;
 mod recover;
 mod room;
 mod wake;
@@ -37,7 +40,8 @@ use tokio_util::{
 use self::handles::Handle;
 pub(super) use self::{handles::Handles, images::Held};
 pub use self::{
-    images::Sealed,
+    images::{Forking, Sealed},
+    pressure::{PausedPolicy, Pressure},
     recover::Recovered,
     wake::{Knock, WAKE_BOUND},
     words::{Census, Connected, LifeError, NotRunning, Sandbox, Target},
@@ -55,6 +59,7 @@ use super::{
 pub use super::{
     admission::{Capacity, Charge, Floors, Occupancy, Purpose, Refused, Rules, Scarce, Share},
     envd::{CallError, EnvdClient, Messages},
+    inside::{Caller as InsideCaller, HostApi},
     logs::LogLine,
     samples::Sample,
     token::{TokenKey, same},
@@ -66,7 +71,7 @@ use crate::{
     clock::Clock,
     id::{Entropy, SandboxId, TeamId},
     runtime::engine::Engine,
-    sandbox::{Egress, SandboxRecord, SandboxSpec, SandboxState},
+    sandbox::{Egress, SandboxRecord, SandboxSpec, SandboxState, freshness::Freshness},
     store::Store,
     wire::control::ToGuest,
 };
@@ -130,11 +135,15 @@ impl Registry {
             held: Arc::default(),
             closing: CancellationToken::new(),
             fault: std::sync::OnceLock::new(),
+            inside: std::sync::OnceLock::new(),
             traces: Traces::default(),
         });
         let collecting = images::collect(Arc::downgrade(&world));
         let stopped = stop_reaper.clone();
         tokio::spawn(async move { stopped.run_until_cancelled(collecting).await });
+        let attending = liveness::attend(Arc::downgrade(&handles), Arc::downgrade(&world));
+        let stopped = stop_reaper.clone();
+        tokio::spawn(async move { stopped.run_until_cancelled(attending).await });
         let inner = Inner {
             world,
             handles,
@@ -152,6 +161,11 @@ impl Registry {
         let _ = self.inner.world.fault.set(fault);
     }
 
+    /// What answers inside machines, from the next run on. Once.
+    pub fn answer_inside(&self, api: Arc<dyn HostApi>) {
+        let _ = self.inner.world.inside.set(api);
+    }
+
     /// Makes a sandbox and returns when its guest is ready. Waits for room before that; dropping
     /// the returned future then gives the place up. Afterwards the work goes on to a consistent end
     /// (running, or wholly undone) all the same.
@@ -160,6 +174,8 @@ impl Registry {
         let (world, asked) = (&self.inner.world, Instant::now());
         let (seat, warm) = self.place(&spec).await?;
         let now = world.now();
+        let freshness =
+            Freshness::from_labels(&spec.metadata).map_err(|error| LifeError::Nonsense(error.to_string()))?;
         let record = SandboxRecord {
             id: warm.as_ref().map_or_else(|| SandboxId::generate(&*world.entropy), |warm| warm.id),
             state: SandboxState::Creating,
@@ -167,6 +183,8 @@ impl Registry {
             started_at: now,
             end_at: world.policy().deadline(now, now, spec.timeout()),
             machine: None,
+            unresponsive: false,
+            freshness,
             spec,
         };
         let driver = self.inner.driver(&record, Arc::new(seat));

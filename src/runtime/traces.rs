@@ -64,6 +64,14 @@ pub enum Happening {
     GuestAgentPingPassed,
     /// It serves, and that is recorded.
     ReadyProbePassed,
+    /// Its checkout is to be synchronized.
+    FreshnessSyncWanted,
+    /// That began.
+    FreshnessSyncStart,
+    /// It came to nothing.
+    FreshnessSyncFailed,
+    /// It is done: files may be changed.
+    WorkspaceReady,
     /// The start failed.
     StartFailed,
     /// A pause began.
@@ -72,6 +80,28 @@ pub enum Happening {
     PauseRecorded,
     /// It rests.
     PauseDone,
+    /// While it rested, memory was taken back, and nothing lost.
+    MemoryReclaimed,
+    /// While it rested, its processes ended for want of memory on the host.
+    MemoryGivenUp,
+    /// An image of it is to be made.
+    SnapshotStart,
+    /// It stands still for that.
+    SnapshotFrozen,
+    /// The image is there.
+    SnapshotSaved,
+    /// It goes on.
+    SnapshotDone,
+    /// The image was not made; it goes on.
+    SnapshotFailed,
+    /// Sandboxes are to be made of it.
+    ForkStart,
+    /// They run, or were not made.
+    ForkDone,
+    /// Its guest has not answered for long.
+    GuestSilent,
+    /// It answers again.
+    GuestAnswered,
     /// Its end began.
     EndStart,
     /// Nothing of it is left.
@@ -117,55 +147,30 @@ struct Span {
     class: Option<Class>,
     from: Happening,
     to: Happening,
+    /// It may be passed more than once in one trace, and counts each time.
+    again: bool,
 }
 
 /// The durations; the names that the reference has are the reference's.
-const SPANS: [Span; 10] = [
-    Span {
-        name: "hot_create",
-        class: Some(Class::Hot),
-        from: Happening::RequestStart,
-        to: Happening::ReadyProbePassed,
-    },
-    Span {
-        name: "warm_pool_checkout",
-        class: Some(Class::Hot),
-        from: Happening::PoolLeaseRequested,
-        to: Happening::PoolLeaseAcquired,
-    },
-    Span {
-        name: "ready_certificate_check",
-        class: Some(Class::Hot),
-        from: Happening::PoolLeaseAcquired,
-        to: Happening::GuestAgentPingPassed,
-    },
-    Span { name: "admission", class: None, from: Happening::RequestStart, to: Happening::Admitted },
-    Span {
-        name: "create",
-        class: Some(Class::ColdPrepared),
-        from: Happening::RequestStart,
-        to: Happening::ReadyProbePassed,
-    },
-    Span {
-        name: "resume",
-        class: Some(Class::Resumed),
-        from: Happening::RequestStart,
-        to: Happening::ReadyProbePassed,
-    },
-    Span {
-        name: "warm_snapshot_restore",
-        class: Some(Class::Resumed),
-        from: Happening::RequestStart,
-        to: Happening::SnapshotRestoreDone,
-    },
-    Span {
-        name: "ready_probe",
-        class: None,
-        from: Happening::MachineStarted,
-        to: Happening::GuestAgentPingPassed,
-    },
-    Span { name: "pause", class: None, from: Happening::PauseStart, to: Happening::PauseDone },
-    Span { name: "kill_delete", class: None, from: Happening::EndStart, to: Happening::EndDone },
+const SPANS: [Span; 15] = [
+    Span::of("hot_create", Happening::RequestStart, Happening::ReadyProbePassed).only(Class::Hot),
+    Span::of("warm_pool_checkout", Happening::PoolLeaseRequested, Happening::PoolLeaseAcquired)
+        .only(Class::Hot),
+    Span::of("ready_certificate_check", Happening::PoolLeaseAcquired, Happening::GuestAgentPingPassed)
+        .only(Class::Hot),
+    Span::of("admission", Happening::RequestStart, Happening::Admitted),
+    Span::of("create", Happening::RequestStart, Happening::ReadyProbePassed).only(Class::ColdPrepared),
+    Span::of("resume", Happening::RequestStart, Happening::ReadyProbePassed).only(Class::Resumed),
+    Span::of("warm_snapshot_restore", Happening::RequestStart, Happening::SnapshotRestoreDone)
+        .only(Class::Resumed),
+    Span::of("ready_probe", Happening::MachineStarted, Happening::GuestAgentPingPassed),
+    Span::of("pause", Happening::PauseStart, Happening::PauseDone),
+    Span::of("pause_record", Happening::PauseStart, Happening::PauseRecorded),
+    Span::of("snapshot_save", Happening::SnapshotStart, Happening::SnapshotDone).again(),
+    Span::of("snapshot_copy", Happening::SnapshotFrozen, Happening::SnapshotSaved).again(),
+    Span::of("fork", Happening::ForkStart, Happening::ForkDone).again(),
+    Span::of("freshness_sync", Happening::FreshnessSyncStart, Happening::WorkspaceReady).again(),
+    Span::of("kill_delete", Happening::EndStart, Happening::EndDone),
 ];
 
 /// How often a named duration was how long.
@@ -186,6 +191,10 @@ pub struct Tally {
     pub ends: Vec<(&'static str, u64)>,
     /// Starts that failed.
     pub failed_starts: u64,
+    /// Guests that do not answer now.
+    pub silent_guests: usize,
+    /// Events by name; those that never happened are left out.
+    pub events: Vec<(Happening, u64)>,
     /// Events that were not kept.
     pub overflowed: u64,
     /// Traces that are no longer kept.
@@ -203,8 +212,27 @@ struct State {
     histograms: [Histogram; SPANS.len()],
     ends: Vec<(&'static str, u64)>,
     failed_starts: u64,
+    silent_guests: usize,
+    /// As many as there are names.
+    events: Vec<(Happening, u64)>,
     overflowed: u64,
     forgotten: u64,
+}
+
+// === impl Span ===
+
+impl Span {
+    const fn of(name: &'static str, from: Happening, to: Happening) -> Self {
+        Self { name, class: None, from, to, again: false }
+    }
+
+    const fn only(self, class: Class) -> Self {
+        Self { class: Some(class), ..self }
+    }
+
+    const fn again(self) -> Self {
+        Self { again: true, ..self }
+    }
 }
 
 // === impl Traces ===
@@ -252,8 +280,8 @@ impl Traces {
             Phase::PauseRecorded => Happening::PauseRecorded,
             Phase::Stopped => Happening::PauseDone,
             Phase::Thawed => Happening::SnapshotRestoreDone,
-            // A running sandbox stands still for a while: no part of a start or a pause.
-            Phase::SealFrozen | Phase::Sealed => return,
+            Phase::SealFrozen => Happening::SnapshotFrozen,
+            Phase::Sealed => Happening::SnapshotSaved,
         };
         self.event(sandbox, name);
     }
@@ -288,6 +316,11 @@ impl Traces {
         wanted.into_iter().take(most).cloned().collect()
     }
 
+    /// How many guests do not answer now.
+    pub(super) fn set_silent(&self, guests: usize) {
+        self.0.lock().silent_guests = guests;
+    }
+
     pub(super) fn tally(&self) -> Tally {
         let state = self.0.lock();
         let names = SPANS.iter().map(|span| span.name);
@@ -295,6 +328,8 @@ impl Traces {
             durations: names.zip(state.histograms).collect(),
             ends: state.ends.clone(),
             failed_starts: state.failed_starts,
+            silent_guests: state.silent_guests,
+            events: state.events.clone(),
             overflowed: state.overflowed,
             forgotten: state.forgotten,
         }
@@ -308,15 +343,21 @@ impl State {
         let trace = self.open.get_mut(&sandbox)?;
         let (class, offset) = (trace.class, trace.origin.elapsed());
         let duplicate = trace.events.iter().any(|event| event.name == name);
-        if !duplicate {
-            for (span, histogram) in SPANS.iter().zip(&mut self.histograms) {
-                let counts = span.to == name && span.class.is_none_or(|wanted| wanted == class);
-                // The latest beginning counts: an earlier one came to nothing.
-                let mut events = trace.events.iter().rev();
-                if counts && let Some(from) = events.find(|event| event.name == span.from) {
-                    histogram.add(offset.saturating_sub(from.offset));
-                }
+        for (span, histogram) in SPANS.iter().zip(&mut self.histograms) {
+            let counts = span.to == name && span.class.is_none_or(|wanted| wanted == class);
+            // The latest beginning counts: an earlier one came to nothing. Nothing ends twice.
+            let mut events = trace.events.iter().rev().take_while(|event| event.name != name);
+            let from = events.find(|event| event.name == span.from);
+            if counts
+                && (span.again || !duplicate)
+                && let Some(from) = from
+            {
+                histogram.add(offset.saturating_sub(from.offset));
             }
+        }
+        match self.events.iter_mut().find(|(known, _)| *known == name) {
+            Some((_, count)) => *count += 1,
+            None => self.events.push((name, 1)),
         }
         if name == Happening::StartFailed {
             self.failed_starts += 1;

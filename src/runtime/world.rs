@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     admission::{Admission, Floors, Purpose, Refused, Rules},
     engine::Engine,
+    inside::HostApi,
     queue::Policy,
     reaper::Reaper,
     registry::{Held, LifeError},
@@ -90,6 +91,7 @@ pub(super) struct World {
     /// The registry takes no new work; drivers let go of their sandboxes.
     pub(super) closing: CancellationToken,
     pub(super) fault: OnceLock<Arc<dyn BootFault>>,
+    pub(super) inside: OnceLock<Arc<dyn HostApi>>,
     pub(super) traces: Traces,
 }
 

@@ -10,7 +10,10 @@ use super::{
 };
 use crate::{
     id::{BuildId, KeyId, OsEntropy, SandboxId, TeamId, TemplateId},
-    sandbox::{Lifecycle, Resources, SandboxRecord, SandboxSpec, SandboxState},
+    sandbox::{
+        Lifecycle, Resources, SandboxRecord, SandboxSpec, SandboxState,
+        freshness::{Freshness, Phase},
+    },
 };
 
 pub(super) const RESOURCES: Resources = Resources { cpu_count: 2, memory_mb: 512, disk_mb: 1024 };
@@ -81,6 +84,15 @@ pub(super) fn sandbox(team: TeamId, start: i64, state: SandboxState) -> SandboxR
         started_at: at(start),
         end_at: at(start + 300_000_000),
         machine: Some(serde_json::json!({"pid": 7})),
+        unresponsive: true,
+        freshness: Some(Freshness {
+            branch: "main".to_owned(),
+            target: "origin/main".to_owned(),
+            checkout: Some("/srv/repo".to_owned()),
+            gates_processes: true,
+            phase: Phase::Failed,
+            reason: Some("no route".to_owned()),
+        }),
     }
 }
 

@@ -25,8 +25,11 @@ use self::{
 use super::instance::Instance;
 use crate::{sandbox::Resources, wire::warden::MachineStats};
 
+mod reclaim;
 mod v1;
 mod v2;
+
+pub(crate) use reclaim::Reclaim;
 
 /// Processes and threads that the user's side of a machine may have.
 pub(crate) const WORK_PIDS: u32 = 4096;
@@ -83,6 +86,8 @@ trait Hierarchy: fmt::Debug {
     fn kill(&self, group: &Path) -> io::Result<()>;
     /// Whether a process is in the directory or below it.
     fn populated(&self, directory: &Path) -> bool;
+    /// How to have memory of a group back; `None`: not here.
+    fn reclaim(&self, group: &Path) -> Option<Reclaim>;
     /// What becomes readable by priority when a group becomes empty or frozen.
     fn events(&self, group: &Path) -> Option<io::Result<OwnedFd>>;
 }
@@ -290,6 +295,11 @@ impl Cgroups {
     /// the host has no such thing.
     pub(crate) fn events(&self, name: &str) -> Option<OwnedFd> {
         self.hierarchies.iter().find_map(|hierarchy| hierarchy.events(&hierarchy.root().join(name)))?.ok()
+    }
+
+    /// How to have memory of a machine back; none where the host has no such thing.
+    pub(crate) fn reclaim(&self, name: &str) -> Option<Reclaim> {
+        self.hierarchies.iter().find_map(|hierarchy| hierarchy.reclaim(&hierarchy.root().join(name)))
     }
 
     /// What a machine uses, but for its disk.

@@ -30,15 +30,32 @@ impl Home {
         v6: bool,
         count: usize,
     ) -> io::Result<Vec<OwnedFd>> {
-        thread::move_into_thread_name_spaces(machine, ThreadNameSpaceType::NETWORK)?;
         let family = if v6 { AddressFamily::INET6 } else { AddressFamily::INET };
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let sockets: rustix::io::Result<Vec<OwnedFd>> =
-            (0..count).map(|_| rustix::net::socket_with(family, SocketType::STREAM, flags, None)).collect();
-        if thread::move_into_link_name_space(self.0.as_fd(), Some(LinkNameSpaceType::Network)).is_err() {
+        let socket = || Ok(rustix::net::socket_with(family, SocketType::STREAM, flags, None)?);
+        self.inside(machine, || (0..count).map(|_| socket()).collect())
+    }
+
+    /// Does something in the network namespace of the process, and comes back.
+    pub(super) fn inside<T>(
+        &self,
+        machine: BorrowedFd<'_>,
+        work: impl FnOnce() -> io::Result<T>,
+    ) -> io::Result<T> {
+        thread::move_into_thread_name_spaces(machine, ThreadNameSpaceType::NETWORK)?;
+        let _back = Back(self);
+        work()
+    }
+}
+
+/// Comes back to the warden's own network namespace, whatever happened there.
+struct Back<'a>(&'a Home);
+
+impl Drop for Back<'_> {
+    fn drop(&mut self) {
+        if thread::move_into_link_name_space(self.0.0.as_fd(), Some(LinkNameSpaceType::Network)).is_err() {
             // Every later step would happen in a sandbox's network: better none at all.
             std::process::abort();
         }
-        Ok(sockets?)
     }
 }

@@ -54,6 +54,8 @@ pub(super) struct Machine {
     /// Tells of empty and frozen; with its token in the poll set.
     pub(super) groups: Option<(OwnedFd, u64)>,
     pub(super) frozen: bool,
+    /// Leads connections to the host API's socket.
+    pub(super) steering: Option<OwnedFd>,
     /// What its disk held when that was last counted.
     pub(super) disk: Option<Counted>,
     /// Processes that were ended because they wrote too much.
@@ -138,7 +140,17 @@ impl Record {
 
 impl Machine {
     pub(super) fn new(record: Record, phase: Phase) -> Self {
-        Self { record, phase, process: None, groups: None, frozen: false, disk: None, writers_ended: 0 }
+        let steering = None;
+        Self {
+            record,
+            phase,
+            process: None,
+            groups: None,
+            frozen: false,
+            steering,
+            disk: None,
+            writers_ended: 0,
+        }
     }
 
     /// Whether it may be shown to the gateway.

@@ -41,12 +41,14 @@ mod seccomp;
 mod serve;
 mod slot;
 mod slots;
+mod steer;
 mod storage;
 mod syscall;
 mod worker;
 
 pub use prepare::{Prepared, prepare};
 pub use privilege::drop_privileges;
+pub(crate) use worker::{close_others, fork_into, ignore};
 
 /// Why the warden cannot start or go on.
 #[derive(Debug, thiserror::Error)]

@@ -44,6 +44,8 @@ pub(crate) enum Report {
     Bytes { used: u64, ended: u64 },
     /// It made one image of several, on this one.
     Squashed(BuildId),
+    /// It had so many bytes of memory back.
+    Reclaimed(u64),
     /// There was no room for it.
     Full(String),
     /// It could not.

@@ -8,7 +8,10 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::id::SandboxId;
+use crate::{
+    id::SandboxId,
+    sandbox::freshness::{Freshness, Verdict},
+};
 
 /// The longest message, in bytes; a longer one ends the attachment.
 pub const MAX_MESSAGE: u32 = 1 << 20;
@@ -43,6 +46,13 @@ pub enum ToGuest {
         /// Bytes.
         used_bytes: u64,
     },
+    /// What somebody says of the synchronisation; refused where there is no gate.
+    Freshness {
+        /// Names the answer.
+        seq: u64,
+        /// What is said.
+        verdict: Verdict,
+    },
     /// Are you there?
     Ping {
         /// Names the answer.
@@ -72,6 +82,9 @@ pub struct Init {
     pub disk_bytes: u64,
     /// Fresh random bytes in base64, mixed into the guest's own generators.
     pub entropy: String,
+    /// The gate that a new machine begins with. A guest that has one for the same keeps its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub freshness: Option<Box<Freshness>>,
 }
 
 /// From guest to gateway.
@@ -84,6 +97,11 @@ pub enum FromGuest {
         seq: u64,
         /// None: it worked. Some: why not, for the log.
         error: Option<String>,
+    },
+    /// The gate as it is now; told at every attachment that finds one, and at every change.
+    Freshness {
+        /// The gate.
+        freshness: Box<Freshness>,
     },
     /// One line of the guest's log.
     Log {

@@ -53,6 +53,12 @@ pub enum Call {
         /// Whose machine.
         sandbox: SandboxId,
     },
+    /// Takes memory of a frozen machine back, as far as nothing of it is lost: caches, and what can
+    /// go to swap. Answered with [`Reply::Reclaimed`].
+    Reclaim {
+        /// Whose machine.
+        sandbox: SandboxId,
+    },
     /// Reads the machine's cgroups. Answered with [`Reply::Stats`].
     Stats {
         /// Whose machine.
@@ -67,6 +73,12 @@ pub enum Call {
         v6: bool,
         /// How many, at least one and at most [`MAX_SOCKETS`].
         count: usize,
+    },
+    /// A TCP socket that listens in the machine's network namespace where programs look for the host
+    /// API: 192.0.2.1, port 80. Passed as a descriptor. One a machine at a time.
+    HostSocket {
+        /// Whose machine.
+        sandbox: SandboxId,
     },
     /// The machines of this instance that are alive, in the order of their ids, as many as fit
     /// one packet. Answered with [`Reply::Machines`].
@@ -184,6 +196,11 @@ pub enum Reply {
     },
     /// What a machine uses.
     Stats(MachineStats),
+    /// Memory came back.
+    Reclaimed {
+        /// So much of it.
+        bytes: u64,
+    },
     /// An image.
     Image(ImageInfo),
     /// Some images.

@@ -205,18 +205,23 @@ impl Iterator for Frames {
     }
 }
 
-/// One control message and its answer; log lines between are passed over.
+/// One control message and its answer; what the guest says by itself in between is passed over.
 pub(crate) fn exchange(control: &mut UnixStream, message: &Value) -> Value {
     let body = message.to_string().into_bytes();
     control.write_all(&u32::try_from(body.len()).unwrap().to_be_bytes()).unwrap();
     control.write_all(&body).unwrap();
+    hear(control, |message| message["type"] == "done")
+}
+
+/// The next control message that is wanted; others are passed over.
+pub(crate) fn hear(control: &mut UnixStream, wanted: impl Fn(&Value) -> bool) -> Value {
     loop {
         let mut length = [0; 4];
         control.read_exact(&mut length).unwrap();
         let mut body = vec![0; u32::from_be_bytes(length) as usize];
         control.read_exact(&mut body).unwrap();
         let message: Value = serde_json::from_slice(&body).unwrap();
-        if message["type"] == "done" {
+        if wanted(&message) {
             return message;
         }
     }

@@ -418,6 +418,7 @@ fn init(id: SandboxId) -> Init {
         now_unix_ns: 1_700_000_000_000_000_000,
         disk_bytes: 0,
         entropy: "AAAAAAAAAAAAAAAAAAAAAA==".to_owned(),
+        freshness: None,
     }
 }
 

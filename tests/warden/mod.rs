@@ -6,4 +6,5 @@ mod server;
 mod boot;
 mod images;
 mod lifecycle;
+mod orphans;
 mod privilege;

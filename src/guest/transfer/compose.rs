@@ -68,6 +68,7 @@ fn plan(guest: &Guest, body: &[u8]) -> Result<Plan, Problem> {
         return Err(Problem::bad_request("destination is required"));
     }
     let user = user(guest, compose.username.as_deref())?;
+    guest.gate().admit("compose").map_err(Problem::gated)?;
     let workdir = guest.default_workdir();
     let destination = paths::resolve(&compose.destination, &user, workdir.as_deref())
         .map_err(|error| Problem::bad_request(format!("error resolving destination path: {error}")))?;

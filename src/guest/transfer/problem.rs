@@ -25,6 +25,11 @@ impl Problem {
         Self::new(StatusCode::BAD_REQUEST, message)
     }
 
+    /// The sandbox's checkout is not what it shall be.
+    pub(crate) fn gated(message: String) -> Self {
+        Self::new(StatusCode::CONFLICT, message)
+    }
+
     pub(crate) fn internal(message: impl Into<String>) -> Self {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, message)
     }

@@ -126,6 +126,7 @@ async fn upload(
 
 fn prepare(guest: &Guest, query: FilesQuery, headers: &HeaderMap) -> Result<Upload, Problem> {
     let user = authorize(guest, &query, headers, Operation::Write)?;
+    guest.gate().admit("write").map_err(Problem::gated)?;
     let metadata =
         metadata::from_headers(headers).map_err(|error| Problem::bad_request(error.to_string()))?;
     let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());

@@ -77,6 +77,7 @@ pub(crate) async fn fork(
     if state.registry.is_paused(team.id, id)? {
         return Err(LifeError::Paused(id).into());
     }
+    let _forking = state.registry.forking(id);
     let sealed = state.registry.seal(team.id, id).await?;
     failpoint::reach(Step::ImageMade);
     let spec = SandboxSpec { build: sealed.build, timeout_s, ..sealed.record.spec.clone() };

@@ -3,7 +3,7 @@
 
 use tokio::io::{AsyncWriteExt as _, duplex};
 
-use super::{ControlError, LogRing, Session};
+use super::{ControlError, Ears, LogRing, Session};
 use crate::{
     runtime::logs::{MAX_BYTES, MAX_LINES},
     wire::control::{FromGuest, MAX_MESSAGE},
@@ -17,7 +17,8 @@ pub(crate) async fn conversation(data: &[u8]) {
     let data = &data[..data.len().min(PIPE)];
     let (ours, mut theirs) = duplex(PIPE);
     let mut session = Session::new(Box::new(ours));
-    let logs = LogRing::default();
+    let logs = std::sync::Arc::new(LogRing::default());
+    let ears = Ears::new(std::sync::Arc::clone(&logs));
     let write = async {
         let (first, second) = data.split_at(data.len() / 2);
         theirs.write_all(first).await.ok();
@@ -28,7 +29,7 @@ pub(crate) async fn conversation(data: &[u8]) {
     let read = async {
         let mut heard = Vec::new();
         loop {
-            match session.hear(&logs).await {
+            match session.hear(&ears).await {
                 Ok(message) => heard.push(message),
                 Err(error) => break (heard, error),
             }
@@ -43,7 +44,7 @@ pub(crate) async fn conversation(data: &[u8]) {
             (Some((seq, outcome)), FromGuest::Done { seq: wanted, error }) => {
                 assert_eq!((seq, outcome.is_err()), (wanted, error.is_some()));
             }
-            (None, FromGuest::Log { .. }) => {}
+            (None, FromGuest::Log { .. } | FromGuest::Freshness { .. }) => {}
             _ => panic!("{got:?} for {want:?}"),
         }
     }

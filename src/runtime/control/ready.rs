@@ -2,7 +2,7 @@
 
 use std::{fmt, sync::Arc};
 
-use super::{Attendant, Control, ControlError, Identity, Session};
+use super::{Attendant, Control, ControlError, Ears, Identity, Session};
 use crate::{
     runtime::{link::GuestLink, logs::LogRing, world::World},
     wire::control::ToGuest,
@@ -12,7 +12,7 @@ use crate::{
 pub(in crate::runtime) struct Ready {
     session: Session,
     link: Arc<dyn GuestLink>,
-    logs: Arc<LogRing>,
+    ears: Ears,
 }
 
 // === impl Ready ===
@@ -27,13 +27,14 @@ impl Ready {
         let (stream, _generation) = link.open_control(world.nonce()).await?;
         let mut session = Session::new(stream);
         let seq = session.say(|seq| ToGuest::Ping { seq }).await?;
-        session.done(seq, &logs).await?;
-        Ok(Self { session, link, logs })
+        let ears = Ears::new(logs);
+        session.done(seq, &ears).await?;
+        Ok(Self { session, link, ears })
     }
 
     /// Tells the guest who it is, on the same stream. The caller bounds the time.
     pub(in crate::runtime) async fn introduce(mut self, identity: Identity) -> Result<Control, ControlError> {
-        let attendant = Attendant { link: self.link, identity, logs: self.logs };
+        let attendant = Attendant { link: self.link, identity, ears: self.ears };
         attendant.introduce(&mut self.session).await?;
         Ok(Control::start(attendant, Some(self.session)))
     }

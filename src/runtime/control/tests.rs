@@ -93,6 +93,7 @@ fn stage() -> (Arc<Scripted>, mpsc::UnboundedReceiver<DuplexStream>, Identity, A
         held: Arc::default(),
         closing: tokio_util::sync::CancellationToken::new(),
         fault: std::sync::OnceLock::new(),
+        inside: std::sync::OnceLock::new(),
         traces: crate::runtime::traces::Traces::default(),
     });
     let now = world.now();
@@ -117,6 +118,8 @@ fn stage() -> (Arc<Scripted>, mpsc::UnboundedReceiver<DuplexStream>, Identity, A
         started_at: now,
         end_at: now,
         machine: None,
+        unresponsive: false,
+        freshness: None,
     };
     let (guests, come) = mpsc::unbounded_channel();
     let link = Arc::new(Scripted { guests, opened: AtomicU32::new(0) });

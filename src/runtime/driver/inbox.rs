@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::EndCause;
+use super::{EndCause, relief::Relief};
 use crate::{
     id::{BuildId, SandboxId},
     runtime::{
@@ -33,6 +33,8 @@ pub(in crate::runtime) enum Command {
     Seal { build: BuildId, reply: oneshot::Sender<Result<SandboxRecord, LifeError>> },
     /// Replace its way out.
     SetEgress { egress: Egress, reply: oneshot::Sender<Result<(), LifeError>> },
+    /// The host is short of memory: give some back; `to_disk`: all of it.
+    Relieve { to_disk: bool, reply: oneshot::Sender<Relief> },
     /// The reaper: look at your deadline.
     Expired,
     /// End it.
@@ -64,6 +66,7 @@ impl Command {
             Self::Pause { .. } => Request::Pause,
             Self::Seal { .. } => Request::Snapshot,
             Self::SetEgress { .. } => Request::SetEgress,
+            Self::Relieve { .. } => Request::Relieve,
             Self::Expired => Request::Expire,
             Self::End(_) => Request::End,
         }
@@ -75,6 +78,7 @@ impl Command {
             Self::Ask { reply, .. } => reply.closed().await,
             Self::Pause { reply, .. } | Self::SetEgress { reply, .. } => reply.closed().await,
             Self::Seal { reply, .. } => reply.closed().await,
+            Self::Relieve { reply, .. } => reply.closed().await,
             Self::Expired | Self::End(_) => std::future::pending().await,
         }
     }
@@ -85,6 +89,7 @@ impl Command {
             Self::Ask { reply, .. } => drop(reply.send(Err(error))),
             Self::Pause { reply, .. } | Self::SetEgress { reply, .. } => drop(reply.send(Err(error))),
             Self::Seal { reply, .. } => drop(reply.send(Err(error))),
+            Self::Relieve { reply, .. } => drop(reply.send(Relief::Nothing)),
             Self::Expired | Self::End(_) => {}
         }
     }

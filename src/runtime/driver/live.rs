@@ -21,6 +21,10 @@ impl Driver {
             let command = tokio::select! {
                 () = active.machine.exited() => return Next::end(active, EndCause::Exited),
                 () = self.world.closing.cancelled() => return Next::LetGo,
+                told = active.control.told() => {
+                    Box::pin(self.note_gate(&mut active, told)).await;
+                    continue;
+                }
                 command = self.commands.next() => command,
             };
             // The registry was dropped: the sandbox stays for the next one.

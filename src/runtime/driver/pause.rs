@@ -54,7 +54,7 @@ impl Driver {
         }
         let paused =
             SandboxRecord { state: SandboxState::Paused, end_at: world.now(), ..active.record.clone() };
-        let resting = Resting::of(&active, paused.clone());
+        let mut resting = Resting::of(&active, paused.clone());
         self.show_rest(&resting, Stage::Pausing);
         self.world.reaper.remove(self.id);
         let recorded = async {
@@ -77,11 +77,12 @@ impl Driver {
         failpoint::reach(Step::PauseCut);
         let id = self.id;
         let stopping = async {
-            stop(&*active.machine, &asker, memory).await?;
-            world.reached(id, Phase::Stopped).await
+            let answered = stop(&*active.machine, &asker, memory).await?;
+            world.reached(id, Phase::Stopped).await?;
+            Ok(answered)
         };
         match self.during(Stage::Pausing, &cancel, stopping).await {
-            Ok(()) => {}
+            Ok(answered) => resting.record.unresponsive = !answered,
             // Nothing of it was kept.
             Err(LifeError::Engine(EngineError::Gone)) => return Next::end(active, EndCause::Exited),
             Err(error) => {
@@ -89,10 +90,15 @@ impl Driver {
                 return self.back(active, error).await;
             }
         }
-        if memory { self.frozen(resting, active) } else { self.shelved(resting).await }
+        if memory { self.frozen(resting, active).await } else { self.shelved(resting).await }
     }
 
-    fn frozen(&mut self, mut resting: Resting, active: Active) -> Next {
+    async fn frozen(&mut self, mut resting: Resting, active: Active) -> Next {
+        if resting.record.unresponsive
+            && let Err(error) = self.world.store.put_sandbox(resting.record.clone()).await
+        {
+            tracing::error!(sandbox.id = %self.id, %error, "that a guest was silent was not recorded");
+        }
         resting.memory = Some(Frozen { machine: active.machine, control: Some(active.control) });
         self.rests(resting)
     }
@@ -173,11 +179,13 @@ impl Driver {
     }
 }
 
-/// Freezes the machine, or ends it and keeps its disk.
-async fn stop(machine: &dyn Machine, asker: &Asker, memory: bool) -> Result<(), LifeError> {
+/// Freezes the machine, or ends it and keeps its disk. False: its guest did not answer.
+async fn stop(machine: &dyn Machine, asker: &Asker, memory: bool) -> Result<bool, LifeError> {
+    let mut answered = true;
     if memory {
         // A guest that does not answer is frozen all the same.
-        if !matches!(timeout(GUEST_BOUND, asker.ask(|seq| ToGuest::Freeze { seq })).await, Ok(Ok(()))) {
+        answered = matches!(timeout(GUEST_BOUND, asker.ask(|seq| ToGuest::Freeze { seq })).await, Ok(Ok(())));
+        if !answered {
             tracing::warn!(machine = ?machine, "a guest is frozen without having answered");
         }
         failpoint::reach(Step::PauseAsked);
@@ -185,7 +193,7 @@ async fn stop(machine: &dyn Machine, asker: &Asker, memory: bool) -> Result<(), 
     } else {
         machine.shelve().await?;
     }
-    Ok(())
+    Ok(answered)
 }
 
 /// Tells a guest that time runs again.
@@ -199,7 +207,13 @@ pub(super) async fn thawed(world: &World, asker: &Asker) -> bool {
 
 impl Resting {
     pub(super) fn of(active: &Active, record: SandboxRecord) -> Self {
-        Self { record, memory: None, logs: Arc::clone(&active.logs), samples: Arc::clone(&active.samples) }
+        Self {
+            record,
+            memory: None,
+            reclaimed: false,
+            logs: Arc::clone(&active.logs),
+            samples: Arc::clone(&active.samples),
+        }
     }
 
     pub(super) fn remains(self) -> Remains {

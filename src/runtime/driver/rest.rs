@@ -38,6 +38,8 @@ pub(in crate::runtime) struct Resting {
     pub(in crate::runtime) record: SandboxRecord,
     /// None: only its disk is kept.
     pub(in crate::runtime) memory: Option<Frozen>,
+    /// What its memory could give without loss, it has given.
+    pub(in crate::runtime) reclaimed: bool,
     pub(in crate::runtime) logs: Arc<LogRing>,
     pub(in crate::runtime) samples: Arc<History>,
 }
@@ -79,7 +81,15 @@ impl Driver {
                         command.refuse(LifeError::NotFound(self.id));
                         continue;
                     }
-                    match self.resume(resting, command).await {
+                    match Box::pin(self.resume(resting, command)).await {
+                        Next::Rest(back) => resting = back,
+                        next => return next,
+                    }
+                }
+                (Ok(Verdict::Relieve), Command::Relieve { to_disk, reply }) => {
+                    let (next, relief) = Box::pin(self.relieve(resting, to_disk)).await;
+                    let _ = reply.send(relief);
+                    match next {
                         Next::Rest(back) => resting = back,
                         next => return next,
                     }
@@ -256,6 +266,7 @@ async fn run_on(
     let now = world.now();
     let record = SandboxRecord {
         state: SandboxState::Running,
+        unresponsive: false,
         started_at: now,
         end_at: world.policy().deadline(now, now, length),
         ..resting.record.clone()

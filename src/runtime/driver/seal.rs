@@ -21,6 +21,7 @@ use crate::{
         engine::{Ability, EngineError},
         queue::Stage,
         registry::LifeError,
+        traces::Happening,
         world::Phase,
     },
     sandbox::SandboxRecord,
@@ -41,6 +42,7 @@ impl Driver {
         let (world, cancel) = (Arc::clone(&self.world), CancellationToken::new());
         let (machine, id) = (Arc::clone(&active.machine), self.id);
         let asker = active.control.asker();
+        world.traces.event(id, Happening::SnapshotStart);
         let freezes = world.engine.capabilities().freeze == Ability::Present;
         let work = async {
             if freezes {
@@ -81,6 +83,8 @@ impl Driver {
         }
         failpoint::reach(Step::SealThawed);
         thawed(&world, &asker).await;
+        let how = if sealed.is_ok() { Happening::SnapshotDone } else { Happening::SnapshotFailed };
+        world.traces.event(id, how);
         // A deadline that struck meanwhile strikes now.
         self.world.reaper.set(id, active.record.end_at);
         match sealed {

@@ -21,6 +21,7 @@ use crate::{
         link::{LinkStream, read_line},
         mux::{Mux, MuxStream},
     },
+    sandbox::freshness::{Freshness, Phase, Verdict},
     wire::{
         control::{FromGuest, Init, MAX_MESSAGE, ToGuest},
         link::{Answer, GENERATION, HANDSHAKE_TIMEOUT, Hello},
@@ -40,6 +41,8 @@ pub struct GuestView {
     pub nonces: Vec<String>,
     /// How many freeze notices came.
     pub freezes: u32,
+    /// The gate, if its first init came with one.
+    pub gate: Option<Freshness>,
 }
 
 /// The guest's state.
@@ -86,10 +89,35 @@ impl Guest {
         (replaced, lines)
     }
 
+    /// Without a task of its own: what is said of the gate is what it is.
+    fn judge(&self, view: &mut GuestView, verdict: Verdict) -> Option<String> {
+        let Some(gate) = &mut view.gate else { return Some("no gate".to_owned()) };
+        match verdict {
+            Verdict::Complete { target } => {
+                gate.target = target.unwrap_or_else(|| gate.target.clone());
+                (gate.phase, gate.reason) = (Phase::Ready, None);
+            }
+            Verdict::Fail { reason } => (gate.phase, gate.reason) = (Phase::Failed, Some(reason)),
+            Verdict::Run => (gate.phase, gate.reason) = (Phase::Syncing, None),
+        }
+        self.tell_gate(view);
+        None
+    }
+
+    fn tell_gate(&self, view: &GuestView) {
+        if let (Some(gate), Some(attachment)) = (&view.gate, &*self.attachment.lock()) {
+            let freshness = Box::new(gate.clone());
+            // A full queue is a test's own doing.
+            let _ = attachment.logs.try_send(FromGuest::Freshness { freshness });
+        }
+    }
+
     fn obey(&self, message: ToGuest, faults: &Faults) -> FromGuest {
         let mut view = self.view.lock();
         let (seq, error) = match message {
             ToGuest::Init { seq, init } => {
+                view.gate = view.gate.take().or_else(|| init.freshness.as_deref().cloned());
+                self.tell_gate(&view);
                 view.init = Some(*init);
                 (seq, faults.init_error.clone())
             }
@@ -98,6 +126,7 @@ impl Guest {
                 (seq, None)
             }
             ToGuest::Thaw { seq, .. } | ToGuest::Ping { seq } | ToGuest::Disk { seq, .. } => (seq, None),
+            ToGuest::Freshness { seq, verdict } => (seq, self.judge(&mut view, verdict)),
         };
         FromGuest::Done { seq, error }
     }

@@ -2,6 +2,7 @@
 
 use std::{
     fmt, io,
+    net::{Ipv4Addr, SocketAddr, TcpListener},
     sync::{Arc, Weak},
     time::Duration,
 };
@@ -35,6 +36,7 @@ pub(super) struct Body {
     pub(super) host: Weak<Host>,
     pub(super) ended: CancellationToken,
     pub(super) disk: Mutex<FakeDisk>,
+    pub(super) host_api: Mutex<Option<SocketAddr>>,
     memory_mb: u32,
     frozen: watch::Sender<bool>,
     attached: Mutex<Option<Shears>>,
@@ -63,6 +65,7 @@ impl Body {
             host,
             ended: CancellationToken::new(),
             disk: Mutex::new(disk),
+            host_api: Mutex::default(),
             memory_mb: spec.resources.memory_mb,
             frozen: watch::Sender::new(false),
             attached: Mutex::default(),
@@ -176,6 +179,27 @@ impl Machine for FakeMachine {
         self.body.alive()?;
         self.body.frozen.send_replace(false);
         Ok(())
+    }
+
+    async fn reclaim(&self) -> Result<u64, EngineError> {
+        self.body.alive()?;
+        if !self.body.is_frozen() {
+            return Err(EngineError::Host {
+                step: "take memory back",
+                reason: "it is not frozen".to_owned(),
+            });
+        }
+        Ok(self.body.host.upgrade().map_or(0, |host| host.reclaimed(self.body.sandbox)))
+    }
+
+    async fn host_socket(&self) -> Result<TcpListener, EngineError> {
+        self.body.alive()?;
+        let failed =
+            |error: io::Error| EngineError::Host { step: "open the host API", reason: error.to_string() };
+        // A task has no network of its own: the port is its.
+        let socket = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(failed)?;
+        *self.body.host_api.lock() = Some(socket.local_addr().map_err(failed)?);
+        Ok(socket)
     }
 
     async fn stats(&self) -> Result<MachineStats, EngineError> {

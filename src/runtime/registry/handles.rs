@@ -11,7 +11,10 @@ use tokio::{
 use super::{Census, KILL_BOUND};
 use crate::{
     id::{SandboxId, TeamId},
-    runtime::driver::{Command, EndCause, Live, View},
+    runtime::{
+        driver::{Command, EndCause, Live, View},
+        queue::Stage,
+    },
 };
 
 /// The map. Locked for a look-up or a change only.
@@ -63,6 +66,19 @@ impl Handles {
             _ => None,
         };
         self.0.read().values().filter_map(running).collect()
+    }
+
+    /// The sandboxes that are paused with their memory, the longest paused first.
+    pub(super) fn frozen(&self) -> Vec<SandboxId> {
+        let paused = |handle: &Handle| match &*handle.view.borrow() {
+            View::Resting(rest) if rest.stage == Stage::Paused && rest.record.machine.is_some() => {
+                Some((rest.record.end_at, rest.record.id))
+            }
+            _ => None,
+        };
+        let mut frozen: Vec<_> = self.0.read().values().filter_map(paused).collect();
+        frozen.sort_unstable();
+        frozen.into_iter().map(|(_, id)| id).collect()
     }
 
     pub(super) fn census(&self) -> Census {

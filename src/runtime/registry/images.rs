@@ -29,6 +29,7 @@ use crate::{
     runtime::{
         driver::{Command, View},
         engine::{EngineError, ImageUse},
+        traces::Happening,
         world::World,
     },
     sandbox::{SandboxRecord, SandboxState},
@@ -65,6 +66,20 @@ struct Hold {
     build: BuildId,
 }
 
+/// A fork under way.
+pub struct Forking {
+    world: Arc<World>,
+    id: SandboxId,
+}
+
+// === impl Forking ===
+
+impl Drop for Forking {
+    fn drop(&mut self) {
+        self.world.traces.event(self.id, Happening::ForkDone);
+    }
+}
+
 // === impl Registry ===
 
 impl Registry {
@@ -81,6 +96,12 @@ impl Registry {
         self.tell(&handle, id, Command::Seal { build, reply }).await?;
         let record = answer.await.map_err(|_| self.missing(id))??;
         Ok(Sealed { record, build, _hold: guard })
+    }
+
+    /// Notes in a sandbox's trace that sandboxes are made of it, until what comes back is dropped.
+    pub fn forking(&self, id: SandboxId) -> Forking {
+        self.inner.world.traces.event(id, Happening::ForkStart);
+        Forking { world: Arc::clone(&self.inner.world), id }
     }
 
     /// Whether a sandbox of the team is paused, or on the way there or back.

@@ -171,7 +171,8 @@ impl Registry {
     async fn fate_of_paused(&self, mut record: SandboxRecord) -> Fate {
         let (world, id) = (&self.inner.world, record.id);
         let rests = |record, memory| {
-            Fate::Rests(Resting { record, memory, logs: Arc::default(), samples: Arc::default() })
+            let (logs, samples) = Default::default();
+            Fate::Rests(Resting { record, memory, reclaimed: false, logs, samples })
         };
         let adopted = match &record.machine {
             Some(found) => self.adopt(id, found).await,

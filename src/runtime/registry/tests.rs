@@ -18,7 +18,10 @@ use crate::{
 
 mod admission;
 mod crash;
+mod freshness;
 mod life;
+mod liveness;
+mod pressure;
 mod rest;
 mod seal;
 mod warm;

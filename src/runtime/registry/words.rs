@@ -91,6 +91,9 @@ pub enum LifeError {
     /// There was no room for it on this host.
     #[error(transparent)]
     NoRoom(#[from] Refused),
+    /// What was asked for makes no sense; nothing was done.
+    #[error("{0}")]
+    Nonsense(String),
     /// The engine did not do it.
     #[error(transparent)]
     Engine(#[from] EngineError),

@@ -19,7 +19,9 @@ const TEMPLATE: &str = "
                (SELECT alias FROM aliases WHERE template = t.id ORDER BY position))
     FROM templates t LEFT JOIN builds b ON b.id = t.build";
 
-const SANDBOX: &str = "SELECT id, spec, state, generation, started_us, end_us, machine FROM sandboxes";
+const SANDBOX: &str =
+    "SELECT id, spec, state, generation, started_us, end_us, machine, freshness, unresponsive
+     FROM sandboxes";
 
 pub(super) fn teams(db: &Connection) -> Result<Vec<Team>, StoreError> {
     let mut query =
@@ -250,6 +252,8 @@ fn sandbox_of(row: &Row<'_>) -> rusqlite::Result<SandboxRecord> {
         started_at: time(row, 4)?,
         end_at: time(row, 5)?,
         machine: row.get::<_, Option<String>>(6)?.map(|_| json(row, 6)).transpose()?,
+        unresponsive: row.get(8)?,
+        freshness: row.get::<_, Option<String>>(7)?.map(|_| json(row, 7)).transpose()?,
     })
 }
 

@@ -103,6 +103,10 @@ const MIGRATIONS: &[&str] = &[
     ALTER TABLE tags ADD COLUMN assigned_us INTEGER NOT NULL DEFAULT 0;
     UPDATE tags SET assigned_us = (SELECT created_us FROM builds WHERE id = tags.build);
 ",
+    "
+    ALTER TABLE sandboxes ADD COLUMN freshness TEXT;
+    ALTER TABLE sandboxes ADD COLUMN unresponsive INTEGER NOT NULL DEFAULT 0;
+",
 ];
 
 /// Brings the file to the newest schema, each step in its own transaction.

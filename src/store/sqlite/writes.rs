@@ -302,10 +302,12 @@ pub(super) fn count_spawn(db: &Connection, id: &TemplateId, at: Timestamp) -> Re
 
 pub(super) fn put_sandbox(db: &Connection, record: &SandboxRecord) -> Result<(), StoreError> {
     let machine = record.machine.as_ref().map(text_of).transpose()?;
+    let freshness = record.freshness.as_ref().map(text_of).transpose()?;
     db.prepare_cached(
         "INSERT OR REPLACE INTO sandboxes
-             (id, team, template, state, generation, started_us, end_us, spec, machine)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+             (id, team, template, state, generation, started_us, end_us, spec, machine, freshness,
+              unresponsive)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
     )?
     .execute(params![
         record.id.as_str(),
@@ -316,7 +318,9 @@ pub(super) fn put_sandbox(db: &Connection, record: &SandboxRecord) -> Result<(),
         record.started_at.as_microsecond(),
         record.end_at.as_microsecond(),
         text_of(&record.spec)?,
-        machine
+        machine,
+        freshness,
+        record.unresponsive
     ])?;
     Ok(())
 }

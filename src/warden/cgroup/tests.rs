@@ -124,3 +124,17 @@ fn wait_until(mut condition: impl FnMut() -> bool) {
     }
     panic!("it did not come about");
 }
+
+#[test]
+fn v2_reclaims_what_is_charged_and_lets_it_swap_only_meanwhile() {
+    let (dir, cgroups) = fake_v2();
+    let group = dir.path().join("firkin-0/ibox");
+    fs::create_dir_all(group.join("work")).unwrap();
+    assert_eq!(cgroups.reclaim("ibox"), None, "an older kernel");
+    let read = |name: &str| fs::read_to_string(group.join("work").join(name)).unwrap();
+    for (name, text) in [("memory.reclaim", ""), ("memory.current", "4096\n"), ("memory.swap.max", "0\n")] {
+        fs::write(group.join("work").join(name), text).unwrap();
+    }
+    assert_eq!(cgroups.reclaim("ibox").unwrap().run().unwrap(), 0, "nobody takes it in this tree");
+    assert_eq!((&*read("memory.reclaim"), &*read("memory.swap.max")), ("4096", "0"));
+}

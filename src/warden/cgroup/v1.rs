@@ -8,7 +8,10 @@ use std::{
 
 use rustix::process::{Pid, Signal};
 
-use super::{GUEST_MEMORY, GUEST_PIDS, Handles, Hierarchy, Limits, WORK_PIDS, put, read_key, read_number};
+use super::{
+    GUEST_MEMORY, GUEST_PIDS, Handles, Hierarchy, Limits, Reclaim, WORK_PIDS, put, read_key, read_number,
+    reclaim::{Manner, is_offered},
+};
 use crate::wire::warden::MachineStats;
 
 /// The controllers that are used.
@@ -145,6 +148,11 @@ impl Hierarchy for V1 {
                 .filter_map(Result::ok)
                 .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
                 .any(|entry| self.populated(&entry.path()))
+    }
+
+    fn reclaim(&self, group: &Path) -> Option<Reclaim> {
+        let here = self.controller == Controller::Memory && is_offered(group, Manner::V1);
+        here.then(|| Reclaim::new(group, Manner::V1))
     }
 
     fn events(&self, _group: &Path) -> Option<io::Result<OwnedFd>> {

@@ -6,7 +6,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{GUEST_MEMORY, GUEST_PIDS, Handles, Hierarchy, Limits, WORK_PIDS, put, read_key, read_number};
+use super::{
+    GUEST_MEMORY, GUEST_PIDS, Handles, Hierarchy, Limits, Reclaim, WORK_PIDS, put, read_key, read_number,
+    reclaim::{Manner, is_offered},
+};
 use crate::wire::warden::MachineStats;
 
 /// The controllers that machines need here, and all or none are used.
@@ -105,6 +108,11 @@ impl Hierarchy for V2 {
 
     fn populated(&self, directory: &Path) -> bool {
         read_key(&directory.join("cgroup.events"), "populated") == Some(1)
+    }
+
+    fn reclaim(&self, group: &Path) -> Option<Reclaim> {
+        let here = self.controllers && is_offered(group, Manner::V2);
+        here.then(|| Reclaim::new(group, Manner::V2))
     }
 
     fn events(&self, group: &Path) -> Option<io::Result<OwnedFd>> {

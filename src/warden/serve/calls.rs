@@ -13,7 +13,9 @@ use crate::{
         base,
         machine::{Counted, Machine, Phase, room},
         probe,
+        steer::{self, Steered},
         storage::{self, Driver},
+        worker::Report,
     },
     wire::warden::{Call, Cause, FromWarden, MAX_SOCKETS, MachineInfo, Reply},
 };
@@ -32,8 +34,10 @@ impl Warden<'_> {
             Call::StopMachine { sandbox, keep_disk } => self.stop(sandbox, Some(seq), keep_disk),
             Call::Freeze { sandbox } => self.freeze(seq, sandbox, true),
             Call::Thaw { sandbox } => self.freeze(seq, sandbox, false),
+            Call::Reclaim { sandbox } => self.reclaim(seq, sandbox),
             Call::Stats { sandbox } => self.stats(seq, sandbox),
             Call::PortSockets { sandbox, v6, count } => self.port_sockets(seq, sandbox, v6, count),
+            Call::HostSocket { sandbox } => self.host_socket(seq, sandbox),
             Call::ListMachines { after } => self.list(seq, after),
             Call::ListKept { after } => self.list_kept(seq, after),
             Call::FindMachine { sandbox } => {
@@ -49,7 +53,7 @@ impl Warden<'_> {
             Call::Probe => {
                 let prepared = self.prepared;
                 self.send_worker(vec![seq], Purpose::Probe, move |_| {
-                    crate::warden::worker::Report::Probes(probe::all(prepared.data.as_fd()))
+                    Report::Probes(probe::all(prepared.data.as_fd()))
                 });
             }
             Call::Shutdown { stop_machines } => self.close(Some(seq), stop_machines),
@@ -96,6 +100,23 @@ impl Warden<'_> {
         }
     }
 
+    fn host_socket(&mut self, seq: u64, sandbox: SandboxId) {
+        let Some(Machine { process: Some((process, _)), phase: Phase::Live { .. }, steering, .. }) =
+            self.machines.get_mut(&sandbox)
+        else {
+            return self.no_machine(seq, sandbox);
+        };
+        // Of a gateway that is gone.
+        *steering = None;
+        match self.home.inside(process.as_fd(), steer::open) {
+            Ok(Steered { listener, link }) => {
+                *steering = Some(link);
+                self.wire.send(&FromWarden::Answer { seq, reply: Reply::Done }, vec![listener]);
+            }
+            Err(error) => self.refuse(seq, format!("open the host API: {error}"), Cause::Host),
+        }
+    }
+
     fn freeze(&mut self, seq: u64, sandbox: SandboxId, frozen: bool) {
         if !frozen && self.is_sealing(sandbox) {
             return self.refuse(seq, "an image is being made of it".to_owned(), Cause::Invalid);
@@ -117,6 +138,26 @@ impl Warden<'_> {
             },
             _ => self.no_machine(seq, sandbox),
         }
+    }
+
+    fn reclaim(&mut self, seq: u64, sandbox: SandboxId) {
+        let Some(machine) = self.machines.get(&sandbox).filter(|machine| machine.is_live()) else {
+            return self.no_machine(seq, sandbox);
+        };
+        if !machine.frozen {
+            return self.refuse(seq, "it is not frozen".to_owned(), Cause::Invalid);
+        }
+        let Some(reclaim) = self.cgroups.reclaim(machine.record.name()) else {
+            let reason = "this host's cgroups cannot be asked for memory".to_owned();
+            return self.refuse(seq, reason, Cause::Host);
+        };
+        if self.join_job(seq, &Purpose::Reclaim(sandbox)) {
+            return;
+        }
+        self.send_worker(vec![seq], Purpose::Reclaim(sandbox), move |_| match reclaim.run() {
+            Ok(bytes) => Report::Reclaimed(bytes),
+            Err(error) => Report::Failed(error.to_string()),
+        });
     }
 
     pub(super) fn no_machine(&mut self, seq: u64, sandbox: SandboxId) {
@@ -219,7 +260,6 @@ impl Warden<'_> {
         }
         let (prepared, sudo) = (self.prepared, self.sudo);
         self.send_worker(vec![seq], Purpose::Base, move |reporter| {
-            use crate::warden::worker::Report;
             let mut progress = |text: &str| reporter.say(&Report::Progress(text.to_owned()));
             match base::ensure(prepared.templates.as_fd(), sudo, &mut progress) {
                 Ok(info) => Report::Image(info),

@@ -84,9 +84,10 @@ impl Warden<'_> {
         self.has_job(|purpose| matches!(purpose, Purpose::Seal { sandbox: of, .. } if *of == sandbox))
     }
 
-    /// Gives up making an image of a sandbox that is ended.
+    /// Gives up making an image of a sandbox that is ended, and taking its memory.
     pub(super) fn stop_sealing(&mut self, sandbox: SandboxId) {
-        let seqs = self.jobs.values_mut().find_map(|job| job.give_up(sandbox)).unwrap_or_default();
+        let seqs: Vec<u64> =
+            self.jobs.values_mut().filter_map(|job| job.give_up(sandbox)).flatten().collect();
         for seq in seqs {
             self.refuse(seq, "the sandbox was ended".to_owned(), Cause::NoMachine);
         }

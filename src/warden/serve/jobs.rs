@@ -62,6 +62,10 @@ pub(super) enum Purpose {
     ClearDrafts,
     /// Look at the host.
     Probe,
+    /// Have memory of a machine back.
+    Reclaim(SandboxId),
+    /// Nothing any more: it was to have memory back of a machine that has ended meanwhile.
+    Abandoned,
     /// Count a machine's bytes on disk.
     Measure(SandboxId),
     /// Remove the directories of ended machines.
@@ -90,15 +94,15 @@ impl Job {
         self.purpose
     }
 
-    /// Ends the worker if it makes an image of the sandbox; who waited for that comes back. It is
-    /// reaped when the last process of it has ended, which a write to the disk may put off.
+    /// Ends the worker if it makes an image of the sandbox, or takes its memory; who waited for that
+    /// comes back. It is reaped when the last process of it has ended, which a write to the disk may put off.
     pub(super) fn give_up(&mut self, sandbox: SandboxId) -> Option<Vec<u64>> {
-        let Purpose::Seal { sandbox: of, build } = self.purpose else { return None };
-        if of != sandbox {
-            return None;
-        }
+        self.purpose = match self.purpose {
+            Purpose::Seal { sandbox: of, build } if of == sandbox => Purpose::GivenUp(build),
+            Purpose::Reclaim(of) if of == sandbox => Purpose::Abandoned,
+            _ => return None,
+        };
         self.worker.kill();
-        self.purpose = Purpose::GivenUp(build);
         Some(std::mem::take(&mut self.seqs))
     }
 }
@@ -189,7 +193,7 @@ impl Warden<'_> {
         }
         self.note_images(job.purpose, &outcome);
         // One that was told to end has failed nobody.
-        let expected = matches!(job.purpose, Purpose::GivenUp(_));
+        let expected = matches!(job.purpose, Purpose::GivenUp(_) | Purpose::Abandoned);
         if let Report::Failed(reason) = &outcome
             && !expected
         {
@@ -198,6 +202,7 @@ impl Warden<'_> {
         for seq in job.seqs {
             match &outcome {
                 Report::Image(info) => self.answer(seq, Reply::Image(info.clone())),
+                Report::Reclaimed(bytes) => self.answer(seq, Reply::Reclaimed { bytes: *bytes }),
                 Report::Probes(probes) => self.answer(seq, Reply::Probes { probes: probes.clone() }),
                 Report::Full(reason) => self.refuse(seq, reason.clone(), Cause::DiskFull),
                 Report::Failed(reason) => self.refuse(seq, reason.clone(), Cause::Host),

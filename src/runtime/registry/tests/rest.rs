@@ -306,3 +306,20 @@ async fn paused_sandboxes_outlive_restarts_and_hosts() {
         assert_eq!(second.connect(stage.team, id, LONG).await.unwrap().1, Connected::Resumed);
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_guest_that_was_silent_at_its_pause_is_remembered_until_it_runs_again() {
+    let stage = Stage::new();
+    let registry = stage.registry();
+    let id = registry.create(stage.spec()).await.unwrap().record.id;
+    pause(&registry, &stage, id, FULL).await.unwrap();
+    assert!(!registry.get(stage.team, id).await.unwrap().record.unresponsive);
+    registry.resume(stage.team, id, LONG).await.unwrap();
+    stage.engine.faults(|faults| faults.mute = true);
+    pause(&registry, &stage, id, FULL).await.unwrap();
+    let paused = registry.get(stage.team, id).await.unwrap().record;
+    assert!(paused.unresponsive);
+    assert_eq!(stage.records().await, [paused], "for the next gateway too");
+    stage.engine.faults(|faults| faults.mute = false);
+    assert!(!registry.resume(stage.team, id, LONG).await.unwrap().record.unresponsive);
+}
