@@ -88,7 +88,7 @@ struct AdmissionArgs {
     /// What a sandbox's memory costs: what is in `use`, or its whole `limit` [default: use]
     #[arg(long, value_name = "WHAT")]
     memory_charge: Option<String>,
-    /// The least memory that a running sandbox costs, in MiB [default: 32]
+    /// The least memory that a running sandbox costs, in MiB [default: 8]
     #[arg(long, value_name = "MIB")]
     memory_floor_mb: Option<String>,
     /// Creates and resumes that may wait for room; more are answered 429 [default: 64]

@@ -178,7 +178,7 @@ impl Default for Rules {
         Self {
             capacity: Capacity::default(),
             charge: Charge::default(),
-            floor: 32 << 20,
+            floor: 8 << 20,
             queue: 64,
             patience: Duration::from_secs(30),
         }
