@@ -81,15 +81,14 @@ impl Keeper {
     /// Ends what is to go, and makes one machine at most. Returns how long nothing is to be done
     /// when nothing happens.
     async fn round(&mut self, world: &Arc<World>, refusing: &CancellationToken) -> Duration {
+        let before = world.pool.stock.lock().wanted.clone();
         let mut wanted = Vec::new();
-        for template in &self.plan.templates {
-            let found = match resolve(world, template).await {
-                Ok(found) => found,
-                Err(error) => {
-                    tracing::warn!(template.name = %template.text(), %error, "a warm template was not looked up");
-                    return PERIOD;
-                }
-            };
+        for (place, template) in self.plan.templates.iter().enumerate() {
+            let found = resolve(world, template).await.unwrap_or_else(|error| {
+                tracing::warn!(template.name = %template.text(), %error, "a warm template was not looked up");
+                // As it was known: room that somebody needs is made all the same.
+                before.get(place).and_then(|known| known.found)
+            });
             wanted.push(Wanted { name: template.text(), depth: template.depth, found });
         }
         let leaving = world.pool.leaving(wanted, world.admission.short_of());

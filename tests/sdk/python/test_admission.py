@@ -228,6 +228,28 @@ def warm_pids(server):
     return found
 
 
+def test_a_template_that_is_built_anew_is_never_served_by_an_old_warm_machine(own_server):
+    plane(own_server, "--warm", "none")
+    source = Sandbox.create(timeout=300, **own_server.options())
+    source.files.write("mark", "one")
+    source.create_snapshot(name="warmed")
+    own_server.terminate()
+
+    server = plane(own_server, "--warm", "default/warmed=2")
+    ready = READY.replace("base", "default/warmed")
+    server.waits(ready, 2)
+    first = Sandbox.create("warmed", timeout=300, **own_server.options())
+    assert first.files.read("mark") == "one"
+    assert server.metric('firkin_warm_checkouts_total{outcome="hit"}') == 1
+    first.files.write("mark", "two")
+    first.create_snapshot(name="warmed")
+    for _ in range(3):
+        made = Sandbox.create("warmed", timeout=300, **own_server.options())
+        assert made.files.read("mark") == "two"
+        server.waits(ready, 2)
+    assert server.metric('firkin_warm_checkouts_total{outcome="hit"}') >= 3
+
+
 def test_warm_machines_outlive_no_gateway(own_server):
     before = warm_pids(own_server)
     server = plane(own_server, "--warm", "base=2")
