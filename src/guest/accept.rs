@@ -30,8 +30,8 @@ use crate::{
     wire::link::{Answer, GENERATION, HANDSHAKE_TIMEOUT, Hello, MAX_LINE, SEND_BUFFER},
 };
 
-/// Streams at a time.
-const MAX_STREAMS: usize = 1024;
+/// Streams at a time; a command that runs has one, and its pipes.
+const MAX_STREAMS: usize = 2048;
 /// Bytes on the way in each direction of a dialled port.
 const SPLICE_BYTES: usize = 32 << 10;
 

@@ -149,7 +149,6 @@ fn settings(plan: &LaunchPlan<'_>) -> io::Result<()> {
     syscall::leave_session_keyring()?;
     syscall::reset_signals()?;
     limit(Resource::Core, 0, u64::MAX)?;
-    limit(Resource::Nofile, OPEN_FILES.0, OPEN_FILES.1)?;
     pin(plan)?;
     rustix::process::umask(Mode::from_raw_mode(0o022));
     Ok(())
@@ -208,6 +207,8 @@ fn descriptors(launch: &Launch<'_>, null: &OwnedFd) -> io::Result<BorrowedFd<'st
     syscall::place(guest_aside, guest, true)?;
     syscall::place(done_aside, done, true)?;
     syscall::close_from(end)?;
+    // Not before: the warden's descriptors, of which there are many, were all open here.
+    limit(Resource::Nofile, OPEN_FILES.0, OPEN_FILES.1)?;
     Ok(syscall::borrow_for_good(guest))
 }
 
