@@ -13,7 +13,7 @@
 
 use std::{
     fmt, fs,
-    io::{self, ErrorKind},
+    io::{self, ErrorKind, Read as _},
     os::fd::OwnedFd,
     path::Path,
 };
@@ -37,6 +37,9 @@ pub(crate) const WORK_PIDS: u32 = 4096;
 pub(crate) const GUEST_PIDS: u32 = 256;
 /// Memory that the guest may use beside the user's processes, in bytes.
 pub(crate) const GUEST_MEMORY: u64 = 64 << 20;
+/// What most of the kernel's texts fit into, in bytes, and what none exceeds.
+const TEXT: usize = 4096;
+const LONGEST_TEXT: u64 = 64 << 10;
 
 /// The limits of one machine.
 #[derive(Debug, Clone, Copy)]
@@ -367,12 +370,20 @@ fn put(path: &Path, value: impl fmt::Display) -> io::Result<()> {
 }
 
 fn read_number(path: &Path) -> Option<u64> {
-    fs::read_to_string(path).ok()?.trim().parse().ok()
+    read_text(path)?.trim().parse().ok()
+}
+
+/// The text of one of the kernel's small files, which tell no size: in one piece, since a long one is
+/// made anew for every piece of it.
+fn read_text(path: &Path) -> Option<String> {
+    let mut text = String::with_capacity(TEXT);
+    fs::File::open(path).ok()?.take(LONGEST_TEXT).read_to_string(&mut text).ok()?;
+    Some(text)
 }
 
 /// The number behind a key in a file of `key number` lines.
 fn read_key(path: &Path, key: &str) -> Option<u64> {
-    let text = fs::read_to_string(path).ok()?;
+    let text = read_text(path)?;
     text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.trim().parse().ok())
 }
 

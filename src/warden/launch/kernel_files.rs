@@ -22,7 +22,10 @@ use super::{
     LaunchPlan,
     first::{attach, usable_processors},
 };
-use crate::warden::syscall::{self, MountAttr};
+use crate::warden::{
+    instance::SLOT_IDS,
+    syscall::{self, MountAttr},
+};
 
 /// Device nodes taken from the host; none of them gives more than what every process has.
 const NODES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
@@ -122,7 +125,10 @@ impl KernelFiles {
 
     /// Hides, protects and replaces parts of them. After [`KernelFiles::attach`].
     pub(super) fn mask(&self, plan: &LaunchPlan<'_>) -> io::Result<()> {
-        self.forbid_nesting()?;
+        // No user namespace within this one: each is a second try at the kernel's privileged parts.
+        self.set("user/max_user_namespaces", "0")?;
+        // `ping` without privileges, for every group there is inside.
+        self.set("net/ipv4/ping_group_range", &format!("0 {}", SLOT_IDS - 1))?;
         for name in HIDDEN_IN_PROC {
             self.hide(self.proc.as_fd(), name)?;
         }
@@ -143,11 +149,12 @@ impl KernelFiles {
         Ok(rustix::fs::openat(&self.dev, "null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?)
     }
 
-    /// No user namespace within this one: each is a second try at the kernel's privileged parts.
-    fn forbid_nesting(&self) -> io::Result<()> {
+    /// Sets one of the namespaces' own settings. Here and not by the host's proc, where the names of all
+    /// machines' settings lie in one row that each look-up walks.
+    fn set(&self, setting: &str, value: &str) -> io::Result<()> {
         let flags = OFlags::WRONLY | OFlags::CLOEXEC;
-        let limit = rustix::fs::openat(&self.proc, "sys/user/max_user_namespaces", flags, Mode::empty())?;
-        rustix::io::write(&limit, b"0")?;
+        let setting = rustix::fs::openat(&self.proc, format!("sys/{setting}"), flags, Mode::empty())?;
+        rustix::io::write(&setting, value.as_bytes())?;
         Ok(())
     }
 

@@ -495,6 +495,21 @@ fn several_launches_may_be_under_way() {
 }
 
 #[test]
+fn a_machine_starts_beside_any_number_of_descriptors() {
+    alone(|shell| {
+        let most = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
+        let all = rustix::process::Rlimit { current: most, maximum: most };
+        rustix::process::setrlimit(rustix::process::Resource::Nofile, all).unwrap();
+        // More than a machine's first process may open.
+        let open: Vec<File> = (0..1_100).map(|_| File::open("/dev/null").unwrap()).collect();
+        let out = Bench::new(shell).script("ulimit -Sn; ulimit -Hn; ls /proc/$$/fd | tr '\\n' ' '");
+        let hard = most.unwrap_or(u64::MAX).min(20_000);
+        assert_eq!(out.trim(), format!("1024\n{hard}\n0 1 2 3 4"));
+        drop(open);
+    });
+}
+
+#[test]
 #[ignore = "a measurement: run it alone, in release, with --nocapture"]
 fn time_of_a_launch() {
     alone(|shell| {
