@@ -65,6 +65,17 @@ pub(super) fn run(
     progress: &mut dyn FnMut(&str),
     work: impl FnOnce(&mut dyn FnMut(&str)) -> Result<Option<String>, Refusal>,
 ) -> Result<Option<String>, ImageError> {
+    run_beside(top, extra, progress, || {}, work)
+}
+
+/// The same; `beside` is called here as soon as the child works.
+pub(super) fn run_beside(
+    top: BorrowedFd<'_>,
+    extra: CapabilitySet,
+    progress: &mut dyn FnMut(&str),
+    beside: impl FnOnce(),
+    work: impl FnOnce(&mut dyn FnMut(&str)) -> Result<Option<String>, Refusal>,
+) -> Result<Option<String>, ImageError> {
     let (read, write) = std::io::pipe().doing(|| "make a pipe".to_owned())?;
     let pid = fork_bound(move || {
         let mut pipe = File::from(std::os::fd::OwnedFd::from(write));
@@ -82,6 +93,7 @@ pub(super) fn run(
         0
     })
     .doing(|| "start the unpacking process".to_owned())?;
+    beside();
     let mut last = None;
     for line in BufReader::new(File::from(std::os::fd::OwnedFd::from(read))).lines().map_while(Result::ok) {
         match serde_json::from_str(&line) {

@@ -309,8 +309,10 @@ pub fn remove(store: BorrowedFd<'_>, build: BuildId) -> Result<(), ImageError> {
 pub(super) fn clear_drafts(store: BorrowedFd<'_>) -> Result<(), ImageError> {
     if let Some(pool) = pool(store) {
         remove::leftovers(pool.as_fd())?;
+        remove::nameless(pool.as_fd())?;
     }
-    remove::leftovers(store)
+    remove::leftovers(store)?;
+    remove::nameless(store)
 }
 
 /// Opens a directory by one name, which may not be a link.

@@ -217,6 +217,40 @@ async fn a_full_disk_is_507() {
 }
 
 #[tokio::test]
+async fn a_disk_that_nothing_else_keeps_within_its_size_is_507_too() {
+    let guest = testing::guest(None);
+    guest.disk().resize(1000);
+    let app = crate::guest::serve::router(guest.clone(), crate::guest::process::Processes::without_spawner());
+    // In the build's own directory: /tmp may be in memory, which does not count.
+    let dir = tempfile::tempdir_in(concat!(env!("CARGO_MANIFEST_DIR"), "/target")).unwrap();
+    let rig = Rig { app, dir };
+    let put = async |name: &str, length: usize| {
+        let text = length.to_string();
+        rig.put(name, &[OCTETS[0], ("content-length", &text)], vec![b'x'; length]).await
+    };
+    assert_eq!(put("kept", 600).await.status, StatusCode::OK);
+    let text = put("new", 401).await.problem(507);
+    assert_eq!(text, "attempted to write 401 bytes: not enough disk space available");
+    assert!(fs::metadata(rig.path("new")).is_err(), "nothing was touched");
+    // Without a length it shows while it is written.
+    let headers = [OCTETS[0]];
+    rig.put("long", &headers, vec![b'x'; 401]).await.problem(507);
+    assert_eq!(put("fits", 400).await.status, StatusCode::OK);
+    rig.put("one more", &headers, "x").await.problem(507);
+    guest.disk().tell(0);
+    assert_eq!(put("again", 1000).await.status, StatusCode::OK, "the host has counted anew");
+    let compose = serde_json::json!({"source_paths": [rig.path("kept")], "destination": rig.path("all"), "username": "root"});
+    let target = "/files/compose";
+    let composed = async || {
+        rig.send(Method::POST, target, &[("content-type", "application/json")], compose.to_string()).await
+    };
+    composed().await.problem(507);
+    assert!(fs::metadata(rig.path("kept")).is_ok() && fs::metadata(rig.path("all")).is_err());
+    guest.disk().tell(100);
+    assert_eq!(composed().await.status, StatusCode::OK);
+}
+
+#[tokio::test]
 async fn metadata_is_replaced_as_a_whole() {
     let rig = Rig::new();
     let headers = [OCTETS[0], ("X-Metadata-Author", "me"), ("x-metadata-b", "2")];

@@ -46,13 +46,17 @@ pub(super) fn copy(
             Err(_) => {}
         }
     }
-    let whole = u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(SECTOR) >= size;
-    if whole && size <= buffer.len() as u64 {
+    if is_whole(stat, size) && size <= buffer.len() as u64 {
         let count = fill(from, buffer, 0)?;
         return to.write_all_at(&buffer[..count], 0);
     }
     segments(from, size, |start, end| in_kernel(from, to, start, end, buffer))?;
     to.set_len(size)
+}
+
+/// Whether a file has no holes.
+fn is_whole(stat: &Stat, size: u64) -> bool {
+    u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(SECTOR) >= size
 }
 
 /// Copies a piece without it passing through here, if the kernel can.
@@ -73,10 +77,11 @@ fn in_kernel(from: &File, to: &File, start: u64, end: u64, buffer: &mut [u8]) ->
 }
 
 /// Reads a file and sums it up.
-pub(super) fn sum(from: &File, buffer: &mut [u8]) -> io::Result<Content> {
-    let size = from.metadata()?.len();
+pub(super) fn sum(from: &File, stat: &Stat, buffer: &mut [u8]) -> io::Result<Content> {
+    let size = u64::try_from(stat.st_size).unwrap_or(0);
     let mut hash = Sha256::new();
     let mut content = Content::default();
+    // Not by the number of its blocks, which a file system may change behind a layer's back.
     segments(from, size, |start, end| {
         pieces(from, start, end, buffer, |at, piece| {
             add(&mut hash, at, piece);

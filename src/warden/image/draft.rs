@@ -115,12 +115,22 @@ impl<'s> Draft<'s> {
         let build = self.build;
         let text = serde_json::to_vec_pretty(&manifest).doing(|| format!("describe {build}"))?;
         self.write(MANIFEST, &text)?;
-        fs::syncfs(&self.dir).doing(|| format!("bring {build} to the disk"))?;
-        failpoint::reach(Step::DraftSynced);
+        // On btrfs a name and what it names reach the disk in one transaction; what of that is cut short has
+        // an empty manifest, and is removed by the next start.
+        let at_once = manifest.disk.is_some();
+        let sync = || fs::syncfs(&self.dir).doing(|| format!("bring {build} to the disk"));
+        if !at_once {
+            sync()?;
+            failpoint::reach(Step::DraftSynced);
+        }
         fs::renameat_with(self.store, &*name(build), self.store, as_name, RenameFlags::NOREPLACE)
             .doing(|| format!("give {build} its name"))?;
         self.finished = true;
         failpoint::reach(Step::DraftNamed);
+        if at_once {
+            fs::syncfs(&self.dir).doing(|| format!("bring {build} to the disk"))?;
+            return Ok(manifest.info(true));
+        }
         sync_names(self.store).doing(|| format!("bring the name of {build} to the disk"))?;
         Ok(manifest.info(true))
     }

@@ -210,7 +210,7 @@ impl Walk<'_> {
             dress(made.as_fd(), stat, &attributes).map_err(at(name))?;
             self.recorder.file(name, stat, &attributes, &content::Content::default());
         } else {
-            let content = content::sum(&from, &mut self.buffer).map_err(at(name))?;
+            let content = content::sum(&from, &same, &mut self.buffer).map_err(at(name))?;
             self.recorder.file(name, stat, &attributes, &content);
         }
         self.remember(into, name, stat)

@@ -7,7 +7,7 @@ use rustix::{
     io::Errno,
 };
 
-use super::{Doing as _, ImageError, draft, tree};
+use super::{Doing as _, ImageError, MANIFEST, draft, tree};
 use crate::{
     failpoint::{self, Step},
     id::BuildId,
@@ -49,6 +49,23 @@ pub(super) fn leftovers(store: BorrowedFd<'_>) -> Result<(), ImageError> {
             continue;
         }
         tree(store, name.as_bytes()).doing(|| format!("remove {name}"))?;
+    }
+    Ok(())
+}
+
+/// Removes images whose manifest is empty: they had their name when the host went down, and nobody was
+/// told of them.
+pub(super) fn nameless(store: BorrowedFd<'_>) -> Result<(), ImageError> {
+    for name in tree::names(store).doing(|| "list the template store".to_owned())? {
+        let Some(build) = std::str::from_utf8(&name).ok().and_then(|name| name.parse().ok()) else {
+            continue;
+        };
+        let manifest = format!("{build}/{MANIFEST}");
+        let empty =
+            fs::statat(store, &*manifest, AtFlags::SYMLINK_NOFOLLOW).is_ok_and(|stat| stat.st_size == 0);
+        if empty {
+            image(store, build)?;
+        }
     }
     Ok(())
 }

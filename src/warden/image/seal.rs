@@ -146,12 +146,16 @@ pub(super) fn settle(draft: &Draft<'_>, mounts: &[&'static str]) -> Result<(), I
         directory(draft.as_fd(), name).doing(|| format!("open layer {name}"))
     };
     let layers = mounts.iter().map(open).collect::<Result<Vec<_>, _>>()?;
-    draft.write(INTEGRITY, record(draft.as_fd(), layers)?.as_bytes())
+    // What reaches the disk now need not when the image is given its name.
+    let beside = || {
+        let _ = rustix::fs::syncfs(draft.as_fd());
+    };
+    draft.write(INTEGRITY, record(draft.as_fd(), layers, beside)?.as_bytes())
 }
 
 /// What layers hold, as JSON, read by a confined child whose root directory is `top`.
-fn record(top: BorrowedFd<'_>, layers: Vec<OwnedFd>) -> Result<String, ImageError> {
-    let text = confine::run(top, CapabilitySet::empty(), &mut |_| {}, |_| {
+fn record(top: BorrowedFd<'_>, layers: Vec<OwnedFd>, beside: impl FnOnce()) -> Result<String, ImageError> {
+    let text = confine::run_beside(top, CapabilitySet::empty(), &mut |_| {}, beside, |_| {
         let records: Vec<Integrity> = layers.into_iter().map(layers::record).collect::<Result<_, _>>()?;
         let text = serde_json::to_string_pretty(&records);
         text.map(Some).map_err(|error| Refusal::Content(error.to_string()))
@@ -183,7 +187,7 @@ pub(in crate::warden) fn check(store: BorrowedFd<'_>, build: BuildId) -> Result<
     let layers = mounts.iter().enumerate();
     let layers = layers.map(|(number, mount)| sealed_layer(image.as_fd(), &manifest, number, mount.at));
     let found = layers.collect::<Result<Vec<_>, _>>()?;
-    let found = record(image.as_fd(), found).map_err(|error| damaged(error.to_string()))?;
+    let found = record(image.as_fd(), found, || {}).map_err(|error| damaged(error.to_string()))?;
     let found: Vec<Integrity> = serde_json::from_str(&found).map_err(|error| damaged(error.to_string()))?;
     if found == told { Ok(()) } else { Err(damaged("its files are not what they were".to_owned())) }
 }
