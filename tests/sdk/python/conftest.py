@@ -73,3 +73,10 @@ def authority(tmp_path_factory):
 def own_server():
     with Server.own(os.environ["FIRKIN_BIN"]) as server:
         yield server
+
+
+@pytest.fixture
+def linked_server():
+    """One whose `base` is made of the host's packages, as it is where the data directory is beside /usr."""
+    with Server.own(os.environ["FIRKIN_BIN"], disk_mb=0) as server:
+        yield server

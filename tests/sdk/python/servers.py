@@ -14,6 +14,8 @@ import threading
 import time
 
 START_SECONDS = 180
+# What an own disk holds at most; it takes from the host what is written to it.
+DISK_MB = 4096
 # Where ids of instances start, how many a slot and how many slots an instance has.
 FIRST_ID, SLOT_IDS, SLOTS = 0x4000_0000, 65_536, 2048
 
@@ -26,6 +28,19 @@ def wait_for(condition, seconds=20):
             return True
         time.sleep(0.05)
     return condition()
+
+
+def make_disk(home, size_mb):
+    """Mounts a new disk as the data directory; false on hosts that have none to give."""
+    (home / "data").mkdir()
+    with open(home / "disk", "wb") as disk:
+        disk.truncate(size_mb << 20)
+    # Nothing is reserved for root: full is full for everybody.
+    subprocess.run(["mkfs.ext4", "-q", "-m", "0", "-N", str(40 * size_mb), home / "disk"], check=True)
+    mounted = subprocess.run(["mount", "-o", "loop", home / "disk", home / "data"], check=False).returncode == 0
+    if not mounted:
+        (home / "data").rmdir()
+    return mounted
 
 
 @dataclasses.dataclass
@@ -80,16 +95,24 @@ class Server:
 
     @classmethod
     @contextlib.contextmanager
-    def own(cls, binary):
-        """A server with a place of its own, not started; whatever is left of it at the end goes."""
+    def own(cls, binary, disk_mb=DISK_MB):
+        """A server with a place of its own, not started; whatever is left of it at the end goes.
+
+        Its data directory is a disk of its own, where there may be one: `base` then shows the host's /usr
+        and is there at once, and what was written goes with the disk. Without one (`disk_mb=0`) every
+        file of `base` is linked, and unlinked again: a minute on a busy host.
+        """
         # /var/lib: the data directory must be reachable by the ordinary user the gateway becomes.
         home = pathlib.Path(tempfile.mkdtemp(prefix="firkin-test-", dir="/var/lib"))
         home.chmod(0o755)
         server = cls(binary, home)
+        disk = disk_mb > 0 and make_disk(home, disk_mb)
         try:
             yield server
         finally:
             server.clear()
+            if disk:
+                subprocess.run(["umount", home / "data"], check=True)
             shutil.rmtree(home, ignore_errors=True)
 
     def said(self):
@@ -126,7 +149,8 @@ class Host:
     def look(data):
         data = pathlib.Path(data)
         number = instance(data)
-        mounts = {line.split()[4] for line in open("/proc/1/mountinfo", encoding="utf-8") if str(data) in line}
+        places = (line.split()[4] for line in open("/proc/1/mountinfo", encoding="utf-8"))
+        mounts = {place for place in places if place.startswith(f"{data}/")}
         cgroups, processes, netns, entries = set(), set(), set(), set()
         own = collections.Counter()
         for line in open("/proc/mounts", encoding="utf-8"):

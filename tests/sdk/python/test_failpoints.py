@@ -10,6 +10,7 @@ import os
 import re
 import sqlite3
 
+import httpx
 import pytest
 
 from e2b import Sandbox, SandboxQuery, SandboxState
@@ -183,6 +184,10 @@ class Rig:
     def snapshots(self):
         return [found.snapshot_id for found in Sandbox.list_snapshots(**self.server.options()).next_items()]
 
+    def metrics(self):
+        token = (self.data / "gateway" / "admin-token").read_text().strip()
+        return httpx.get(f"{self.server.options()['api_url']}/metrics", headers={"X-Admin-Token": token}).text
+
     def dead(self, who):
         """Waits for the end of a server of which `who` has died."""
         code = self.server.process.wait(30)
@@ -336,8 +341,7 @@ def test_a_server_that_dies_at_a_step_of_a_warm_create_leaves_a_sandbox_whole_or
     assert rig.server.terminate() == 0
     rig.server.flags = ("--warm", "base=1")
     rig.server.start()
-    machines = lambda entries: {entry for entry in entries if entry.startswith("machines/")}
-    assert wait_for(lambda: machines(Host.look(rig.data).entries) - machines(rig.before.entries))
+    assert wait_for(lambda: 'firkin_warm_machines{template="base"} 1' in rig.metrics())
     do(rig, "create", step)
     rig.dead(who)
     rig.arm("")

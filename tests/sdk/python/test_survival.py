@@ -121,7 +121,7 @@ def test_a_stop_that_comes_with_the_ready_line_still_ends_the_sandboxes(own_serv
     assert own_server.process.returncode == 0
     left = subprocess.run(["pgrep", "-f", f"^firkin-guest {sandbox.sandbox_id}"], capture_output=True, text=True).stdout
     assert left == ""
-    assert str(own_server.home) not in open("/proc/1/mountinfo", encoding="utf-8").read()
+    assert f"{own_server.home}/data/" not in open("/proc/1/mountinfo", encoding="utf-8").read()
 
 
 @pytest.mark.parametrize("paused", [False, True])
@@ -172,31 +172,31 @@ def process_with_number(number):
 
 
 @pytest.mark.soak
-def test_a_host_upgrade_makes_a_new_build_and_running_sandboxes_keep_theirs(own_server):
+def test_a_host_upgrade_makes_a_new_build_and_running_sandboxes_keep_theirs(linked_server):
     """Installs a tiny package on the host and removes it again."""
-    tree = own_server.home / "package"
+    tree = linked_server.home / "package"
     (tree / "DEBIAN").mkdir(parents=True)
     (tree / "usr/share/firkin-probe").mkdir(parents=True)
     (tree / "usr/share/firkin-probe/file").write_text("new")
     (tree / "DEBIAN/control").write_text(
         "Package: firkin-probe\nVersion: 1\nArchitecture: all\nMaintainer: nobody <nobody@example.com>\nDescription: probe\n"
     )
-    package = own_server.home / "probe.deb"
+    package = linked_server.home / "probe.deb"
     subprocess.run(["dpkg-deb", "--build", tree, package], check=True, stdout=subprocess.DEVNULL)
-    own_server.start()
-    old = Sandbox.create(timeout=300, **own_server.options())
+    linked_server.start()
+    old = Sandbox.create(timeout=300, **linked_server.options())
     assert not old.files.exists("/usr/share/firkin-probe/file")
     try:
         subprocess.run(["dpkg", "--install", package], check=True, stdout=subprocess.DEVNULL)
-        own_server.terminate()
-        own_server.start()
-        with Sandbox.create(timeout=300, **own_server.options()) as new:
+        linked_server.terminate()
+        linked_server.start()
+        with Sandbox.create(timeout=300, **linked_server.options()) as new:
             assert new.files.read("/usr/share/firkin-probe/file") == "new"
         assert not old.files.exists("/usr/share/firkin-probe/file")
         assert old.commands.run("python3 -c 'print(1 + 1)'").stdout == "2\n"
     finally:
         subprocess.run(["dpkg", "--purge", "firkin-probe"], check=True, stdout=subprocess.DEVNULL)
-    own_server.terminate()
-    own_server.start()
-    with Sandbox.create(timeout=300, **own_server.options()) as again:
+    linked_server.terminate()
+    linked_server.start()
+    with Sandbox.create(timeout=300, **linked_server.options()) as again:
         assert not again.files.exists("/usr/share/firkin-probe/file")
