@@ -104,7 +104,9 @@ impl Scope {
             let Ok(status) = fs::read_to_string(path.join("status")) else { continue };
             let uid = field(&status, "Uid:").first().and_then(|uid| uid.parse().ok()).unwrap_or(0);
             let member = fs::read_to_string(path.join("cgroup")).is_ok_and(|groups| groups.contains(&group));
-            if member || ids.contains(&uid) {
+            // What is dead and waits for the kernel or its parent is on its way out by itself.
+            let dead = matches!(field(&status, "State:").first(), Some(&("Z" | "X")));
+            if !dead && (member || ids.contains(&uid)) {
                 let name = field(&status, "Name:").join(" ");
                 host.processes.insert(format!("{} {name} {uid}", path.display()));
                 if let Ok(network) = fs::read_link(path.join("ns/net")) {
