@@ -128,12 +128,13 @@ async fn logs(State(asked): State<Asked>, body: Bytes) -> Response {
         return problem(StatusCode::BAD_REQUEST, "the line is of another sandbox");
     }
     let told = line.get("timestamp").and_then(Value::as_str).and_then(|text| text.parse::<Timestamp>().ok());
-    let at = told.unwrap_or_else(|| asked.clock.now());
-    let unix_ns = i64::try_from(at.as_nanosecond()).unwrap_or(i64::MAX);
-    if unix_ns < asked.caller.began() {
+    let unix_ns = |at: Timestamp| i64::try_from(at.as_nanosecond()).unwrap_or(i64::MAX);
+    // Not of one without a time: the host's clock may have been set back meanwhile.
+    if told.is_some_and(|at| unix_ns(at) < asked.caller.began()) {
         return problem(StatusCode::BAD_REQUEST, "the line is from before this run");
     }
-    asked.caller.log(log_line(line, unix_ns));
+    let at = told.unwrap_or_else(|| asked.clock.now());
+    asked.caller.log(log_line(line, unix_ns(at)));
     StatusCode::OK.into_response()
 }
 
