@@ -83,6 +83,7 @@ impl Idle {
         report.figure("P6", "idle sandboxes alive at once", "", count(*alive)?, "1000");
         for (what, sum, target) in [
             ("fall of MemAvailable", before.available - after.available, "<= 1.5 MiB"),
+            ("the kernel's own part: slabs, stacks, page tables", after.kernel - before.kernel, "-"),
             ("rise of MemAvailable when they end", back.available - after.available, "-"),
             ("the same fall, as many sleeping processes in namespaces of their own", *reference, "-"),
         ] {
@@ -124,6 +125,7 @@ struct Idle {
 /// What may change with the number of sandboxes, memory in MiB.
 struct Usage {
     available: f64,
+    kernel: f64,
     gateway: f64,
     warden: f64,
     descriptors: f64,
@@ -137,6 +139,7 @@ impl Usage {
         let (gateway, warden) = (server.pid(), server.helper()?);
         Ok(Self {
             available: memory::available()?,
+            kernel: memory::kernel()?,
             gateway: Size::of(gateway)?.private,
             warden: Size::of(warden)?.private,
             descriptors: descriptors(gateway)?,

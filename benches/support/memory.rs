@@ -36,6 +36,12 @@ pub(crate) fn available() -> anyhow::Result<f64> {
     line_of(&fs::read_to_string("/proc/meminfo")?, "MemAvailable:")
 }
 
+/// What the kernel has for itself and cannot give back.
+pub(crate) fn kernel() -> anyhow::Result<f64> {
+    let text = fs::read_to_string("/proc/meminfo")?;
+    ["SUnreclaim:", "KernelStack:", "PageTables:", "Percpu:"].iter().map(|name| line_of(&text, name)).sum()
+}
+
 /// The sizes of these sandboxes' guests and their helpers: the mean of each pair's sum.
 pub(crate) fn guests(sandboxes: &[Sandbox]) -> anyhow::Result<Size> {
     let ids: HashSet<&str> = sandboxes.iter().map(|sandbox| sandbox.id.as_str()).collect();

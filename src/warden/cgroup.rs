@@ -35,8 +35,9 @@ pub(crate) use reclaim::Reclaim;
 pub(crate) const WORK_PIDS: u32 = 4096;
 /// The same for the guest itself.
 pub(crate) const GUEST_PIDS: u32 = 256;
-/// Memory that the guest may use beside the user's processes, in bytes.
-pub(crate) const GUEST_MEMORY: u64 = 64 << 20;
+/// Memory that the guest may use beside the user's processes, in bytes: some 36 KiB for each of its
+/// 2,048 streams, and as much again.
+pub(crate) const GUEST_MEMORY: u64 = 128 << 20;
 /// What most of the kernel's texts fit into, in bytes, and what none exceeds.
 const TEXT: usize = 4096;
 const LONGEST_TEXT: u64 = 64 << 10;

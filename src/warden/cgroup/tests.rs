@@ -28,7 +28,7 @@ fn v2_hands_controllers_down_and_limits_the_user_side() {
     for level in ["", "firkin-0/", "firkin-0/ibox/"] {
         assert_eq!(read(&format!("{level}cgroup.subtree_control")), "+memory +pids +cpu");
     }
-    assert_eq!(read("firkin-0/ibox/memory.max"), (576_u64 << 20).to_string());
+    assert_eq!(read("firkin-0/ibox/memory.max"), (640_u64 << 20).to_string());
     assert_eq!(read("firkin-0/ibox/work/memory.max"), (512_u64 << 20).to_string());
     assert_eq!(read("firkin-0/ibox/work/memory.swap.max"), "0");
     assert_eq!(read("firkin-0/ibox/cpu.weight"), "200");
