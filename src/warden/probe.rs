@@ -20,6 +20,7 @@ use super::{
     instance::{INSTANCES, Instance},
     machine::room,
     slot::Slot,
+    steer,
     storage::{self, Driver},
     syscall::{self, MountAttr},
 };
@@ -80,6 +81,12 @@ pub fn all(data: BorrowedFd<'_>) -> Vec<ProbeResult> {
             fs::metadata("/var/lib/dpkg/status").map(drop),
             "`base` shows what packages own, and nothing else",
             "no `base` template from this host; use `firkin template import`",
+        ),
+        optional(
+            "socket look-up programs",
+            steer::probe(),
+            "the host API answers at 192.0.2.1 in sandboxes, beside their own port 80",
+            "nothing answers there; needs kernel 5.9, CONFIG_BPF_SYSCALL, and a container that lets root call bpf",
         ),
         sudo(),
         cgroups(),

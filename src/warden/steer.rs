@@ -96,13 +96,22 @@ fn add_address() -> io::Result<()> {
     Ok(())
 }
 
-/// A map with one place, and the socket in it.
-fn map_of(socket: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+/// Whether the kernel takes the program from this process. Nothing of it stays.
+pub(super) fn probe() -> io::Result<()> {
+    load(&program(empty_map()?.as_fd())).map(drop)
+}
+
+fn empty_map() -> io::Result<OwnedFd> {
     let mut attr = Attr::default();
     for (at, value) in [(0, MAP_OF_SOCKETS), (4, 4), (8, 8), (12, 1)] {
         attr.put(at, &value.to_ne_bytes());
     }
-    let map = attr.descriptor(MAP_CREATE)?;
+    attr.descriptor(MAP_CREATE)
+}
+
+/// A map with one place, and the socket in it.
+fn map_of(socket: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let map = empty_map()?;
     let (key, value) = (0_u32, u64::from(socket.as_raw_fd().cast_unsigned()));
     let mut attr = Attr::default();
     attr.put_fd(0, map.as_fd());

@@ -1,6 +1,6 @@
 //! The host API of a machine: opened once a machine, in the background, and gone with it.
 
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 
 use super::Driver;
 use crate::runtime::{
@@ -8,6 +8,9 @@ use crate::runtime::{
     engine::EngineError,
     inside::{Caller, Run},
 };
+
+/// Said once a gateway.
+static WARNED: Once = Once::new();
 
 /// The machine that has its host API.
 pub(super) struct Inside {
@@ -35,7 +38,11 @@ impl Driver {
                 Ok(listener) => listener,
                 Err(EngineError::Unsupported { .. } | EngineError::Gone) => return,
                 Err(error) => {
-                    tracing::warn!(sandbox.id = %sandbox, %error, "sandbox {sandbox} has no host API");
+                    // A host that cannot do it cannot do it for anybody.
+                    WARNED.call_once(|| {
+                        tracing::warn!(%error, "sandboxes may have no host API: see `firkin doctor`");
+                    });
+                    tracing::debug!(sandbox.id = %sandbox, %error, "sandbox {sandbox} has no host API");
                     return logs.note(
                         "warn",
                         "nothing answers at 192.0.2.1, see the server's log",
