@@ -76,6 +76,8 @@ pub struct Faults {
     pub answer_delay: Duration,
     /// Guests accept the control stream, and never answer on it.
     pub mute: bool,
+    /// What machines say that they use, in bytes.
+    pub memory_bytes: u64,
     /// The disk has this size and free space, in bytes; none: it is large and empty.
     pub disk: Option<(u64, u64)>,
     /// Nobody knows how large the disk is.

@@ -121,6 +121,10 @@ impl Driver {
         let kept = if resting.memory.is_some() { "its memory" } else { "its disk" };
         tracing::info!(sandbox.id = %self.id, "sandbox {} is paused with {kept}", self.id);
         self.seat.rest(resting.memory.is_some());
+        if let Some(frozen) = &resting.memory {
+            // Nobody measures it while it rests: what it holds now is what it is charged.
+            self.measure(&resting.record, &resting.samples, &frozen.machine);
+        }
         if let Some(cause) = self.ending.take() {
             return Next::End(resting.remains(), cause);
         }

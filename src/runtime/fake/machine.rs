@@ -204,8 +204,9 @@ impl Machine for FakeMachine {
 
     async fn stats(&self) -> Result<MachineStats, EngineError> {
         self.body.alive()?;
-        // A task has no memory of its own: only what was given to it is known.
+        // A task has no memory of its own: only what was given to it is known, and what a test says.
         Ok(MachineStats {
+            memory_bytes: self.body.host.upgrade().map_or(0, |host| host.faults().memory_bytes),
             memory_limit_bytes: u64::from(self.body.memory_mb) << 20,
             ..MachineStats::default()
         })

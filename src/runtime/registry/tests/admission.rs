@@ -144,6 +144,33 @@ async fn whoever_waits_too_long_is_told_why() {
 }
 
 #[tokio::test]
+async fn a_pause_is_charged_what_is_frozen_and_a_pause_without_memory_nothing() {
+    let mut stage = Stage::new();
+    stage.limits.admission.capacity.memory = Some(100 << 20);
+    let registry = stage.registry();
+    let id = registry.create(stage.spec()).await.unwrap().record.id;
+    let charged = |bytes: u64| registry.occupancy().active.memory == bytes;
+    eventually(|| charged(stage.limits.admission.floor)).await;
+    // It grew since it was measured last.
+    stage.engine.faults(|faults| faults.memory_bytes = 99 << 20);
+    registry.pause(stage.team, id, true, false).await.unwrap();
+    eventually(|| charged(99 << 20)).await;
+    let waits = creating(&registry, stage.spec());
+    in_the_queue(&registry, 1).await;
+    // What it holds already it does not have to wait for; but others came before.
+    let back = tokio::spawn({
+        let (registry, team) = (registry.clone(), stage.team);
+        async move { registry.connect(team, id, LONG).await }
+    });
+    in_the_queue(&registry, 2).await;
+    waits.abort();
+    timeout(LONG, back).await.unwrap().unwrap().unwrap();
+    registry.pause(stage.team, id, false, false).await.unwrap();
+    eventually(|| charged(0)).await;
+    assert!(registry.create(stage.spec()).await.is_ok());
+}
+
+#[tokio::test]
 async fn a_restart_counts_what_it_finds() {
     let mut stage = Stage::new();
     let before = stage.registry();
