@@ -45,8 +45,9 @@ mod sweep;
 const BURST: usize = 64;
 /// Events taken from the kernel at once.
 const EVENTS: usize = 64;
-/// First and longest pause between looks at what the host reports no event for.
-const TICK: Duration = Duration::from_millis(2);
+/// First (doubled before it is waited for) and longest pause between looks at what the host reports no
+/// event for, or not at once: of a group's events it tells at most one in 10 ms.
+const TICK: Duration = Duration::from_millis(1);
 const LONGEST_TICK: Duration = Duration::from_millis(250);
 /// How long a warden whose gateway is gone goes on undoing.
 const LAST_WORK: Duration = Duration::from_secs(8);
@@ -201,7 +202,8 @@ impl<'a> Warden<'a> {
         let rest = catch_unwind(AssertUnwindSafe(|| {
             self.begin_waiting();
             let progress = self.finish_endings() | self.finish_settling();
-            self.tick = if progress { TICK } else { (self.tick * 2).min(LONGEST_TICK) };
+            let begins = progress || !(self.has_endings() || self.has_settling());
+            self.tick = if begins { TICK } else { (self.tick * 2).min(LONGEST_TICK) };
             self.collect_rubbish();
             self.tidy_images();
             events.is_empty() && self.closing.is_none() && self.queue.is_empty() && self.slots.refill()
