@@ -11,7 +11,7 @@
 //! | --- | --- | --- |
 //! | [`Driver::new_upper`] | directories; the size is measured and told, nothing enforces it | a subvolume; the kernel refuses what is over its size with `EDQUOT` |
 //! | seal, [`btrfs::snapshot`] | as long as the copy of what was written | a transaction, whatever was written |
-//! | [`Driver::usage`] | a walk | one look, as of the last transaction |
+//! | [`usage`] | a walk | one look, as of the last transaction |
 //! | [`remove`] | name by name | one request |
 //!
 //! What a disk is shows on the disk itself, so machines and images of either driver go on under the
