@@ -78,6 +78,16 @@ class Actor:
             self.forget()
 
 
+def take_snapshots(options):
+    """Snapshots that were recorded though nobody was told, or not yet deleted: they are whole, and go."""
+    pages = Sandbox.list_snapshots(**options)
+    while pages.has_next:
+        for snapshot in pages.next_items():
+            with Sandbox.create(snapshot.snapshot_id, timeout=60, **options) as copy:
+                assert copy.files.exists("/home/user")
+            Sandbox.delete_snapshot(snapshot.snapshot_id, **options)
+
+
 def crash(server, kills, seed):
     chance = random.Random(seed)
     server.start()
@@ -93,12 +103,14 @@ def crash(server, kills, seed):
         time.sleep(chance.uniform(0.02, 0.6))
         server.kill()
         stop.set()
+        # Whoever has not been able to connect since then finds the next server.
+        server.start("--stop-sandboxes")
         for thread in threads:
             thread.join(60)
             assert not thread.is_alive()
-        server.start("--stop-sandboxes")
         for actor in actors:
             actor.check(server.options())
+        take_snapshots(server.options())
     for actor in actors:
         if actor.sandbox:
             actor.sandbox.kill()
