@@ -38,8 +38,7 @@ def make_disk(home, size_mb):
     # Nothing is reserved for root: full is full for everybody.
     subprocess.run(["mkfs.ext4", "-q", "-m", "0", "-N", str(40 * size_mb), home / "disk"], check=True)
     mounted = subprocess.run(["mount", "-o", "loop", home / "disk", home / "data"], check=False).returncode == 0
-    if not mounted:
-        (home / "data").rmdir()
+    (home / "data" / "lost+found" if mounted else home / "data").rmdir()
     return mounted
 
 
@@ -110,10 +109,13 @@ class Server:
         try:
             yield server
         finally:
-            server.clear()
-            if disk:
-                subprocess.run(["umount", home / "data"], check=True)
-            shutil.rmtree(home, ignore_errors=True)
+            try:
+                server.clear()
+            finally:
+                # Also below a server that could not be cleared: its disk must not stay.
+                if disk:
+                    subprocess.run(["umount", "--lazy", home / "data"], check=True)
+                shutil.rmtree(home, ignore_errors=True)
 
     def said(self):
         """What the last start and its server have logged."""
