@@ -198,7 +198,7 @@ mod tests {
         assert_eq!(preflight(&settings(), directory.path()), Vec::<String>::new());
         let high = config::Admission { disk_floor_mb: u32::MAX, warm_disk_floor_mb: 0, ..settings() };
         let space = disk_space(fs::File::open(directory.path()).unwrap().as_fd()).unwrap();
-        let full = space.free < space.total / 10;
+        let full = space.free < space.total / 20;
         let lines = preflight(&high, directory.path());
         assert_eq!(lines.iter().any(|line| line.contains("disk-floor-mb")), full, "{lines:?}");
         let missing = preflight(&settings(), &directory.path().join("missing"));

@@ -97,11 +97,11 @@ struct AdmissionArgs {
     /// How long one of them waits before it is answered 503 [default: 30]
     #[arg(long, value_name = "SECONDS")]
     queue_seconds: Option<String>,
-    /// Free disk space, in MiB, below which nothing new is made [default: 10240, at most 10 % of
+    /// Free disk space, in MiB, below which nothing new is made [default: 10240, at most 5 % of
     /// the disk]
     #[arg(long, value_name = "MIB")]
     disk_floor_mb: Option<String>,
-    /// The same for warm machines [default: 20480, at most 20 % of the disk]
+    /// The same for warm machines [default: 20480, at most 10 % of the disk]
     #[arg(long, value_name = "MIB")]
     warm_disk_floor_mb: Option<String>,
     /// Templates of which booted machines wait for creates, such as base=4,team/name:tag=1; or

@@ -58,8 +58,8 @@ pub(super) const KEYS: [(&str, &str); 11] = [
     ("memory-floor-mb", "8"),
     ("queue", "64"),
     ("queue-seconds", "30"),
-    ("disk-floor-mb", "10240, at most 10 % of the disk"),
-    ("warm-disk-floor-mb", "20480, at most 20 % of the disk"),
+    ("disk-floor-mb", "10240, at most 5 % of the disk"),
+    ("warm-disk-floor-mb", "20480, at most 10 % of the disk"),
     ("warm", WARM),
     ("warm-max-age-minutes", "60"),
 ];

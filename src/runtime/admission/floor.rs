@@ -4,8 +4,8 @@ use super::Refused;
 use crate::runtime::engine::{DiskSpace, EngineError};
 
 /// A floor is never above this share of the disk, in percent: small disks serve too.
-const RESTORE_PERCENT: u64 = 10;
-const WARM_PERCENT: u64 = 20;
+const RESTORE_PERCENT: u64 = 5;
+const WARM_PERCENT: u64 = 10;
 
 /// Free bytes below which no disk is written for something new.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -65,9 +65,9 @@ mod tests {
         let refused = free(Purpose::Restore, 1000 * GIB, 10 * GIB - 1);
         assert_eq!(refused, Err(Refused::Disk { free: 10 * GIB - 1, floor: 10 * GIB }));
         assert!(free(Purpose::Warm, 1000 * GIB, 19 * GIB).is_err());
-        assert_eq!(free(Purpose::Restore, 20 * GIB, 2 * GIB), Ok(()));
-        assert!(free(Purpose::Restore, 20 * GIB, GIB).is_err());
-        assert!(free(Purpose::Warm, 20 * GIB, 3 * GIB).is_err());
+        assert_eq!(free(Purpose::Restore, 20 * GIB, GIB), Ok(()));
+        assert!(free(Purpose::Restore, 20 * GIB, GIB / 2).is_err());
+        assert!(free(Purpose::Warm, 20 * GIB, GIB).is_err());
         assert_eq!(Floors::default().check(Purpose::Warm, Ok(DiskSpace { total: 1, free: 0 })), Ok(()));
     }
 
