@@ -75,7 +75,8 @@ class Server:
         self.data.chmod(0o755)
         self.log = open(ENV / "server.log", "w", encoding="utf-8")
         self.process = subprocess.Popen(
-            [FIRKIN, "serve", "--listen", "127.0.0.1:0", "--data-dir", self.data / "data", "--stop-sandboxes"],
+            [FIRKIN, "serve", "--listen", "127.0.0.1:0", "--data-dir", self.data / "data", "--stop-sandboxes",
+             "--disk-floor-mb", "512", "--warm-disk-floor-mb", "1024"],
             stdout=subprocess.PIPE, stderr=self.log, text=True,
         )
         try:
