@@ -15,7 +15,7 @@ command -v cargo >/dev/null || fail "no cargo: install Rust with rustup (rust-to
 need=()
 have() { dpkg-query -W -f '${Status}' "$1" 2>/dev/null | grep -q '^install ok installed'; }
 for package in build-essential ca-certificates curl git procps iproute2 ncurses-bin python3 python3-venv \
-    busybox-static bubblewrap libnss-myhostname nginx-light; do
+    busybox-static bubblewrap libnss-myhostname nginx-light btrfs-progs; do
     have "$package" || need+=("$package")
 done
 if [ ${#need[@]} -gt 0 ]; then

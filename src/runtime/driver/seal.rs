@@ -83,8 +83,6 @@ impl Driver {
         }
         failpoint::reach(Step::SealThawed);
         thawed(&world, &asker).await;
-        let how = if sealed.is_ok() { Happening::SnapshotDone } else { Happening::SnapshotFailed };
-        world.traces.event(id, how);
         // A deadline that struck meanwhile strikes now.
         self.world.reaper.set(id, active.record.end_at);
         match sealed {
@@ -92,11 +90,20 @@ impl Driver {
                 let record = active.record.clone();
                 tokio::spawn(async move {
                     let made = sealing.await.unwrap_or(Err(EngineError::Gone));
+                    world.traces.event(id, told(made.is_ok()));
                     let _ = reply.send(made.map(|()| record).map_err(LifeError::from));
                 });
             }
-            Err(error) => drop(reply.send(Err(error))),
+            Err(error) => {
+                world.traces.event(id, told(false));
+                let _ = reply.send(Err(error));
+            }
         }
         Next::Live(active)
     }
+}
+
+/// How a snapshot ended, as traces name it.
+fn told(made: bool) -> Happening {
+    if made { Happening::SnapshotDone } else { Happening::SnapshotFailed }
 }
