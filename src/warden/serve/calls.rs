@@ -275,7 +275,8 @@ fn is_fresh(counted: Counted, size: u64, host_free: u64) -> bool {
     let age = counted.when.elapsed();
     let left = size.saturating_sub(counted.used);
     let settled = size == 0 || left > size / 8 && counted.host_free.saturating_sub(host_free) < left / 2;
-    age < YOUNG || age < DISK_AGE && settled
+    let most = if left > size / 2 { DISK_AGE } else { DISK_AGE / 4 };
+    age < YOUNG || age < most && settled
 }
 
 #[cfg(test)]
@@ -288,6 +289,8 @@ mod tests {
         let ago = |secs: u64| Instant::now().checked_sub(Duration::from_secs(secs)).unwrap();
         let counted = |secs, used: u64| Counted { when: ago(secs), used: used * mib, host_free: 5000 * mib };
         let size = 1000 * mib;
+        assert!(is_fresh(counted(14, 600), size, 5000 * mib), "it is more than half full");
+        assert!(!is_fresh(counted(16, 600), size, 5000 * mib));
         assert!(is_fresh(counted(1, 990), size, 0), "it was counted just now");
         assert!(is_fresh(counted(30, 100), size, 5000 * mib));
         assert!(!is_fresh(counted(61, 100), size, 5000 * mib));
