@@ -147,16 +147,31 @@ fn live(prepared: &Prepared, socket: OwnedFd, guest: OwnedFd, sudo: &[u8]) -> Re
     Ok(())
 }
 
+/// How often a busy file is sealed again, and after how long.
+const SEAL_TRIES: u32 = 50;
+const SEAL_PAUSE: std::time::Duration = std::time::Duration::from_millis(20);
+
 /// The guest's binary as a file without a name that nobody can change.
 fn seal(binary: &[u8]) -> io::Result<OwnedFd> {
     use std::io::Write;
 
-    use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
+    use rustix::{
+        fs::{MemfdFlags, Mode, OFlags, SealFlags},
+        io::Errno,
+    };
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     let mut file = std::fs::File::from(rustix::fs::memfd_create("firkin-guest", flags)?);
     file.write_all(binary)?;
     let seals = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
-    rustix::fs::fcntl_add_seals(&file, seals)?;
+    // Busy: the kernel still holds a page of it for a moment, whatever for.
+    let mut tries = 0;
+    while let Err(error) = rustix::fs::fcntl_add_seals(&file, seals) {
+        if error != Errno::BUSY || tries == SEAL_TRIES {
+            return Err(error.into());
+        }
+        tries += 1;
+        std::thread::sleep(SEAL_PAUSE);
+    }
     // Opened anew: the kernel runs no file that somebody has open for writing.
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
     Ok(rustix::fs::open(prepare::proc_path(file.as_fd()), flags, Mode::empty())?)

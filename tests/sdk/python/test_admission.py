@@ -219,13 +219,20 @@ def test_warm_machines_go_before_anybody_waits(own_server):
     server.waits(READY, 1)
 
 
-def warm_pids(server):
-    """The first processes of this server's machines."""
+def machines(server):
+    """The sandbox ids of this server's machines."""
+    return {entry.name for entry in (server.home / "data" / "machines").iterdir() if entry.name[0] != "."}
+
+
+def pids_of(ids):
+    """The first processes of these machines."""
     found = set()
     for entry in pathlib.Path("/proc").iterdir():
         with contextlib.suppress(OSError):
-            if entry.name.isdigit() and b"firkin-guest" in (entry / "cmdline").read_bytes():
-                found.add(int(entry.name))
+            if entry.name.isdigit():
+                words = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
+                if words[0] == "firkin-guest" and words[1] in ids:
+                    found.add(int(entry.name))
     return found
 
 
@@ -252,20 +259,21 @@ def test_a_template_that_is_built_anew_is_never_served_by_an_old_warm_machine(ow
 
 
 def test_warm_machines_outlive_no_gateway(own_server):
-    before = warm_pids(own_server)
     server = plane(own_server, "--warm", "base=2")
     server.waits(READY, 2)
-    orphans = warm_pids(own_server) - before
-    assert orphans
+    orphans = machines(own_server)
+    assert len(pids_of(orphans)) >= 2
     own_server.kill()
-    server = plane(own_server, "--warm", "none")
-    assert not orphans & warm_pids(own_server), "swept"
+    plane(own_server, "--warm", "none")
+    assert not pids_of(orphans), "swept"
     own_server.terminate()
     server = plane(own_server, "--warm", "base=1")
     server.waits(READY, 1)
+    warm = machines(own_server)
+    assert pids_of(warm)
     own_server.terminate()
     deadline = time.monotonic() + DEADLINE_SECONDS
-    while left := warm_pids(own_server) - before:
+    while left := pids_of(warm):
         assert time.monotonic() < deadline, left
         time.sleep(0.1)
 

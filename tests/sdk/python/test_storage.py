@@ -113,7 +113,7 @@ def test_nothing_of_a_file_system_of_its_own_is_left_mounted(own_server, driver)
     assert len(pool_devices(own_server)) == 1
     assert own_server.terminate() == 0
     assert wait_for(lambda: not pool_devices(own_server))
-    assert str(own_server.home) not in pathlib.Path("/proc/self/mountinfo").read_text()
+    assert f"{own_server.home}/data/" not in pathlib.Path("/proc/self/mountinfo").read_text()
     # It is found again, under any choice but another driver.
     own_server.flags = ("--warm", "none")
     own_server.start("--stop-sandboxes")
