@@ -36,8 +36,10 @@ async def test_below_is_seen_only_when_asked_for(sdk, place):
     await deep.until(("create", "later"))
     await sdk.files.write(f"{place}/last", "x")
     assert not [name for _, name in await flat.until(("write", "last")) if "/" in name]
-    # A directory that came after the watch is watched too.
+    # A directory that came after the watch is watched too; what was in it before that is told as made.
     await sdk.files.write(f"{place}/later/still/y", "x")
+    await deep.until(("create", "later/still/y"))
+    await sdk.files.write(f"{place}/later/still/y", "xx")
     await deep.until(("write", "later/still/y"))
     await sdk.files.remove(f"{place}/below/x")
     await deep.until(("remove", "below/x"))
