@@ -3,6 +3,7 @@
 
 pub mod control;
 pub mod link;
+pub mod signals;
 #[cfg(feature = "gateway")]
 pub mod warden;
 

@@ -16,7 +16,7 @@ use crate::{
         state::AppState,
         templates::reference::TemplateRef,
     },
-    store::{SnapshotFilter, Team},
+    store::SnapshotFilter,
 };
 
 /// Lists snapshots, by the sandbox they were made of or by their name.
@@ -54,7 +54,7 @@ pub(crate) async fn list(
         SnapshotFilter { team: team.id, sandbox, template: None, tag: None, after, limit: limit + 1 };
     let mut newest = false;
     if let Some(text) = query.get("name") {
-        let name = own(text, &team)?;
+        let name = TemplateRef::of_team(text, &team)?;
         let Some(template) = name.find(&*state.store, &team).await? else { return Ok(none()) };
         filter.template = Some(template.id);
         filter.tag = name.given_tag().map(str::to_owned);
@@ -76,15 +76,4 @@ pub(crate) async fn list(
         response.headers_mut().insert(NEXT_TOKEN, token);
     }
     Ok(response)
-}
-
-fn own(text: &str, team: &Team) -> Result<TemplateRef, ApiError> {
-    let name: TemplateRef = text.parse()?;
-    match name.namespace() {
-        Some(namespace) if namespace != team.slug => Err(ApiError::bad_request(format!(
-            "namespace '{namespace}' does not belong to your team '{}'",
-            team.slug
-        ))),
-        _ => Ok(name),
-    }
 }

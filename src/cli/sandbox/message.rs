@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 
+use crate::wire::signals::SIGNALS;
+
 /// What is said to a process.
 #[derive(Debug, Clone, Serialize)]
 #[serde(tag = "type", rename_all = "camelCase")]
@@ -86,25 +88,6 @@ pub(super) struct Exit {
     exited: bool,
     status: String,
 }
-
-/// Go's names of the signals 1 to 15, in which envd tells them.
-const SIGNALS: [&str; 15] = [
-    "hangup",
-    "interrupt",
-    "quit",
-    "illegal instruction",
-    "trace/breakpoint trap",
-    "aborted",
-    "bus error",
-    "floating point exception",
-    "killed",
-    "user defined signal 1",
-    "segmentation fault",
-    "user defined signal 2",
-    "broken pipe",
-    "alarm clock",
-    "terminated",
-];
 
 // === impl Exit ===
 

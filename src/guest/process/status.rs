@@ -1,26 +1,7 @@
 //! How an exit is told: Go's words, because envd is a Go program (contract/sandbox 3).
 
 use crate::guest::reap::Exit;
-use crate::wire::rpc::process::process_event::EndEvent;
-
-/// Go's names of the signals 1 to 15.
-const SIGNALS: [&str; 15] = [
-    "hangup",
-    "interrupt",
-    "quit",
-    "illegal instruction",
-    "trace/breakpoint trap",
-    "aborted",
-    "bus error",
-    "floating point exception",
-    "killed",
-    "user defined signal 1",
-    "segmentation fault",
-    "user defined signal 2",
-    "broken pipe",
-    "alarm clock",
-    "terminated",
-];
+use crate::wire::{rpc::process::process_event::EndEvent, signals::SIGNALS};
 
 /// The last event of a process.
 pub(super) fn end_event(exit: Exit) -> EndEvent {

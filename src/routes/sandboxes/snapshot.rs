@@ -59,7 +59,7 @@ pub(crate) async fn snapshot(
 ) -> Result<Response, ApiError> {
     refuse_memory(body.memory)?;
     let id = path.id()?;
-    let name = body.name.as_deref().map(|name| own_name(name, &team)).transpose()?;
+    let name = body.name.as_deref().map(|name| TemplateRef::of_team(name, &team)).transpose()?;
     let known = match &name {
         Some(name) => name.find(&*state.store, &team).await?.filter(|known| known.team == Some(team.id)),
         None => None,
@@ -114,17 +114,6 @@ pub(super) fn refuse_memory(memory: Option<bool>) -> Result<(), ApiError> {
         .code("sandbox_memory_snapshot_unavailable"));
     }
     Ok(())
-}
-
-fn own_name(text: &str, team: &Team) -> Result<TemplateRef, ApiError> {
-    let name: TemplateRef = text.parse()?;
-    match name.namespace() {
-        Some(namespace) if namespace != team.slug => Err(ApiError::bad_request(format!(
-            "namespace '{namespace}' does not belong to your team '{}'",
-            team.slug
-        ))),
-        _ => Ok(name),
-    }
 }
 
 // === impl SnapshotView ===

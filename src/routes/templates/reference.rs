@@ -51,6 +51,18 @@ impl FromStr for TemplateRef {
 }
 
 impl TemplateRef {
+    /// A name that belongs to this team: with its namespace, or without any.
+    pub(crate) fn of_team(text: &str, team: &Team) -> Result<Self, ApiError> {
+        let name: Self = text.parse()?;
+        match name.namespace() {
+            Some(namespace) if namespace != team.slug => Err(ApiError::bad_request(format!(
+                "namespace '{namespace}' does not belong to your team '{}'",
+                team.slug
+            ))),
+            _ => Ok(name),
+        }
+    }
+
     /// Whether a tag was given.
     pub(crate) fn has_tag(&self) -> bool {
         self.tag.is_some()

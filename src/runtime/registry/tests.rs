@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
+use async_trait::async_trait;
 use jiff::SignedDuration;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -27,6 +28,19 @@ mod seal;
 mod warm;
 
 const LONG: Duration = Duration::from_secs(20);
+
+/// Never goes on at one phase.
+struct Hang(Phase);
+
+#[async_trait]
+impl BootFault for Hang {
+    async fn reached(&self, _sandbox: SandboxId, phase: Phase) -> Result<(), LifeError> {
+        if phase == self.0 {
+            std::future::pending::<()>().await;
+        }
+        Ok(())
+    }
+}
 
 /// One "host": what outlives a gateway.
 struct Stage {

@@ -80,3 +80,12 @@ def linked_server():
     """One whose `base` is made of the host's packages, as it is where the data directory is beside /usr."""
     with Server.own(os.environ["FIRKIN_BIN"], disk_mb=0) as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def by_name(tmp_path_factory):
+    """The environment of a client that has names and the authority alone."""
+    command = [os.environ["FIRKIN_BIN"], "ca", "env", "--data-dir", os.environ["FIRKIN_TEST_DATA_DIR"]]
+    lines = subprocess.check_output([*command, "--dir", tmp_path_factory.mktemp("ca")], text=True)
+    environment = {name: value for name, value in os.environ.items() if name not in ("E2B_API_URL", "E2B_SANDBOX_URL")}
+    return environment | {"E2B_DOMAIN": os.environ["FIRKIN_TEST_DOMAIN"]} | dict(re.findall(r"export (\w+)=(\S+)", lines))

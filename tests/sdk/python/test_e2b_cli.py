@@ -24,14 +24,6 @@ def by_urls():
     return dict(os.environ)
 
 
-@pytest.fixture(scope="module")
-def by_name(tmp_path_factory):
-    command = [os.environ["FIRKIN_BIN"], "ca", "env", "--data-dir", os.environ["FIRKIN_TEST_DATA_DIR"]]
-    lines = subprocess.check_output([*command, "--dir", tmp_path_factory.mktemp("ca")], text=True)
-    environment = {name: value for name, value in os.environ.items() if name not in ("E2B_API_URL", "E2B_SANDBOX_URL")}
-    return environment | {"E2B_DOMAIN": os.environ["FIRKIN_TEST_DOMAIN"]} | dict(re.findall(r"export (\w+)=(\S+)", lines))
-
-
 @pytest.fixture(params=["by_urls", "by_name"])
 def e2b(request):
     environment = request.getfixturevalue(request.param)

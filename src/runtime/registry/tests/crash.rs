@@ -1,7 +1,5 @@
 //! Gateways that die, restart, fail in the middle, or close.
 
-use async_trait::async_trait;
-
 use super::*;
 use crate::{runtime::engine::EngineError, store::StoreError};
 

@@ -1,25 +1,10 @@
 //! Pause and resume, by hand, by deadline and by traffic, and what cuts them short.
 
-use async_trait::async_trait;
-
 use super::*;
 use crate::sandbox::{ENVD_PORT, OnTimeout};
 
 const FULL: bool = true;
 const DISK_ONLY: bool = false;
-
-/// Never goes on at one phase.
-struct Hang(Phase);
-
-#[async_trait]
-impl BootFault for Hang {
-    async fn reached(&self, _sandbox: SandboxId, phase: Phase) -> Result<(), LifeError> {
-        if phase == self.0 {
-            std::future::pending::<()>().await;
-        }
-        Ok(())
-    }
-}
 
 impl Stage {
     fn sleeper(&self, auto_resume: bool) -> SandboxSpec {

@@ -1,22 +1,7 @@
 //! Images of running sandboxes: made, held, owned, collected, and cut short.
 
-use async_trait::async_trait;
-
 use super::*;
 use crate::store::{Build, Template};
-
-/// Never goes on at one phase.
-struct Hang(Phase);
-
-#[async_trait]
-impl BootFault for Hang {
-    async fn reached(&self, _sandbox: SandboxId, phase: Phase) -> Result<(), LifeError> {
-        if phase == self.0 {
-            std::future::pending::<()>().await;
-        }
-        Ok(())
-    }
-}
 
 impl Stage {
     async fn images(&self) -> Vec<BuildId> {

@@ -14,8 +14,8 @@ async function repository(path, files = { a: 'one\n' }) {
 }
 
 scenario('a repository from nothing to a commit', async (place) => {
-  const path = `${place}/work`
-  await git.init('work', { initialBranch: 'trunk', cwd: place, user: 'user' })
+  const path = `${place}/tree`
+  await git.init('tree', { initialBranch: 'trunk', cwd: place, user: 'user' })
   await sandbox.files.write(`${path}/žluť a.txt`, 'one\n')
   await sandbox.files.write(`${path}/b.txt`, 'two\n')
   const status = await git.status(path)
@@ -60,7 +60,7 @@ scenario('reset and restore', async (place) => {
 })
 
 scenario('a bare repository as the remote', async (place) => {
-  const [work, bare, other] = [`${place}/work`, `${place}/bare.git`, `${place}/other`]
+  const [work, bare, other] = [`${place}/tree`, `${place}/bare.git`, `${place}/other`]
   await git.init(bare, { bare: true, initialBranch: 'main' })
   await repository(work)
   await assert.rejects(git.pull(work), GitUpstreamError)

@@ -1,8 +1,6 @@
 """The command line, by the two ways to a server, and a sandbox for all tests of a file."""
 
 import os
-import re
-import subprocess
 
 import pytest
 
@@ -13,14 +11,6 @@ from e2b import Sandbox
 @pytest.fixture(scope="module")
 def by_url():
     return {name: value for name, value in os.environ.items() if name != "E2B_DOMAIN"}
-
-
-@pytest.fixture(scope="module")
-def by_name(tmp_path_factory):
-    command = [os.environ["FIRKIN_BIN"], "ca", "env", "--data-dir", os.environ["FIRKIN_TEST_DATA_DIR"]]
-    lines = subprocess.check_output([*command, "--dir", tmp_path_factory.mktemp("ca")], text=True)
-    environment = {name: value for name, value in os.environ.items() if name not in ("E2B_API_URL", "E2B_SANDBOX_URL")}
-    return environment | {"E2B_DOMAIN": os.environ["FIRKIN_TEST_DOMAIN"]} | dict(re.findall(r"export (\w+)=(\S+)", lines))
 
 
 @pytest.fixture(params=["by_url", "by_name"])

@@ -69,23 +69,23 @@ async def repository(sdk, git, path, **files):
 
 
 async def test_a_repository_from_nothing_to_a_commit(sdk, git, place):
-    result = await git.init("work", initial_branch="trunk")
-    assert result.exit_code == 0 and await sdk.files.exists(f"{place}/work/.git")
-    await sdk.files.write(f"{place}/work/žluť a.txt", "one\n")
-    await sdk.files.write(f"{place}/work/b.txt", "two\n")
-    status = await git.status("work")
+    result = await git.init("tree", initial_branch="trunk")
+    assert result.exit_code == 0 and await sdk.files.exists(f"{place}/tree/.git")
+    await sdk.files.write(f"{place}/tree/žluť a.txt", "one\n")
+    await sdk.files.write(f"{place}/tree/b.txt", "two\n")
+    status = await git.status("tree")
     assert (status.current_branch, status.detached, status.is_clean, status.has_untracked) == ("trunk", False, False, True)
-    await git.add("work", files=["b.txt"])
-    status = await git.status("work")
+    await git.add("tree", files=["b.txt"])
+    status = await git.status("tree")
     assert {file.status: file.staged for file in status.file_status} == {"added": True, "untracked": False}
-    await git.add("work", all=False)
-    await git.commit("work", "it's the \"first\" 🐎\n\nbody", **WHO)
-    assert (await git.status("work")).is_clean
-    log = "git -C work log -1 --format=%an,%ae,%s,%b"
+    await git.add("tree", all=False)
+    await git.commit("tree", "it's the \"first\" 🐎\n\nbody", **WHO)
+    assert (await git.status("tree")).is_clean
+    log = "git -C tree log -1 --format=%an,%ae,%s,%b"
     assert (await sdk.sh(log, cwd=place)).strip() == "A U Thor,author@example.test,it's the \"first\" 🐎,body"
-    await git.commit("work", "empty", allow_empty=True, **WHO)
-    assert (await sdk.sh("git -C work rev-list --count HEAD", cwd=place)).strip() == "2"
-    assert await sdk.sh("stat -c %U work/.git", cwd=place) == "user\n"
+    await git.commit("tree", "empty", allow_empty=True, **WHO)
+    assert (await sdk.sh("git -C tree rev-list --count HEAD", cwd=place)).strip() == "2"
+    assert await sdk.sh("stat -c %U tree/.git", cwd=place) == "user\n"
 
 
 async def test_status_tells_each_kind_of_change(sdk, git, place):
@@ -143,7 +143,7 @@ async def test_reset_and_restore(sdk, git, place):
 
 
 async def test_a_bare_repository_as_the_remote(sdk, git, place):
-    work, bare, other = f"{place}/work", f"{place}/bare.git", f"{place}/other"
+    work, bare, other = f"{place}/tree", f"{place}/bare.git", f"{place}/other"
     await git.init(bare, bare=True, initial_branch="main")
     await repository(sdk, git, work)
     with pytest.raises(GitUpstreamException):
@@ -187,7 +187,7 @@ async def test_configuration(sdk, git, place):
 
 
 async def test_a_remote_behind_a_password(sdk, git, place):
-    await repository(sdk, git, f"{place}/work")
+    await repository(sdk, git, f"{place}/tree")
     await git.init(f"{place}/served/secret.git", bare=True, initial_branch="main")
     await sdk.files.write(f"{place}/server.py", HTTP_SERVER)
     server = await sdk.start(f"python3 {place}/server.py {place}/served >{place}/port", timeout=120)
@@ -195,11 +195,11 @@ async def test_a_remote_behind_a_password(sdk, git, place):
         port = (await sdk.sh(f"until test -s {place}/port; do sleep 0.02; done; cat {place}/port", timeout=20)).strip()
         url = f"http://127.0.0.1:{port}/secret.git"
         password = {"username": "me", "password": "pass-word"}
-        await git.remote_add(f"{place}/work", "origin", url)
+        await git.remote_add(f"{place}/tree", "origin", url)
         # The SDK calls this one not by its own name.
         with pytest.raises((GitAuthException, CommandExitException), match="[Aa]uthentication"):
-            await git.push(f"{place}/work", remote="origin", branch="main", username="me", password="wrong")
-        await git.push(f"{place}/work", remote="origin", branch="main", **password)
+            await git.push(f"{place}/tree", remote="origin", branch="main", username="me", password="wrong")
+        await git.push(f"{place}/tree", remote="origin", branch="main", **password)
         with pytest.raises(GitAuthException):
             await git.clone(url, f"{place}/refused")
         await git.clone(url, f"{place}/cloned", **password)
