@@ -27,18 +27,18 @@ def boot(sandbox):
 
 def test_processes_go_on_where_they_were(sandbox):
     token = sandbox._envd_access_token
-    sandbox.commands.run("i=0; while true; do i=$((i+1)); echo $i > count; sleep 0.05; done", background=True)
-    assert wait_for(lambda: int(sandbox.files.read("count") or 0) > 2)
+    sandbox.commands.run("i=0; while true; do i=$((i+1)); echo $i > new; mv new count; sleep 0.05; done", background=True)
+    assert wait_for(lambda: sandbox.files.exists("count") and int(sandbox.files.read("count")) > 2)
     before = boot(sandbox)
     assert sandbox.pause() is True
     assert state(sandbox) == "paused"
     assert sandbox.pause() is False
     time.sleep(1)
     again = sandbox.connect(timeout=60)
-    count = int(again.files.read("count") or 0)
+    count = int(again.files.read("count"))
     assert boot(again) == before
     assert again._envd_access_token == token
-    assert wait_for(lambda: int(again.files.read("count") or 0) > count)
+    assert wait_for(lambda: int(again.files.read("count")) > count)
     assert state(again) == "running"
 
 
