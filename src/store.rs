@@ -314,4 +314,6 @@ pub trait Store: Send + Sync + fmt::Debug {
         status: u16,
         body: &str,
     ) -> Result<(), StoreError>;
+    /// Gives a key taken with [`Idempotency::Mine`] back: nothing was done under it.
+    async fn release_idempotent(&self, team: TeamId, key: &str) -> Result<(), StoreError>;
 }

@@ -120,6 +120,11 @@ impl ApiError {
         self
     }
 
+    /// Whether it says after which time a repeat is useful.
+    pub fn asks_to_come_back(&self) -> bool {
+        self.retry_after.is_some()
+    }
+
     /// The HTTP status.
     pub fn status(&self) -> StatusCode {
         self.status

@@ -421,6 +421,9 @@ async fn idempotency_keys(store: &dyn Store) {
     assert_eq!(begin("a", "one", 999_999).await, answered);
     assert_eq!(begin("a", "two", 999_999).await, Idempotency::Mismatch);
     assert_eq!(begin("a", "two", 1_000_000).await, Idempotency::Mine, "the key is free again");
+    store.release_idempotent(ours, "a").await.unwrap();
+    assert_eq!(store.release_idempotent(ours, "a").await, Err(StoreError::Missing));
+    assert_eq!(begin("a", "three", 1_000_001).await, Idempotency::Mine, "given back");
 }
 
 macro_rules! every_store {

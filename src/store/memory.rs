@@ -557,4 +557,8 @@ impl Store for MemoryStore {
         held.answer = Some((status, body.to_owned()));
         Ok(())
     }
+
+    async fn release_idempotent(&self, team: TeamId, key: &str) -> Result<(), StoreError> {
+        self.tables.lock().idempotency.remove(&(team, key.to_owned())).map(drop).ok_or(StoreError::Missing)
+    }
 }

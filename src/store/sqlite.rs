@@ -252,6 +252,11 @@ impl Store for SqliteStore {
             .run(Durability::Process, move |db| writes::finish_idempotent(db, team, &key, status, &body))
             .await
     }
+
+    async fn release_idempotent(&self, team: TeamId, key: &str) -> Result<(), StoreError> {
+        let key = key.to_owned();
+        self.writer.run(Durability::Process, move |db| writes::release_idempotent(db, team, &key)).await
+    }
 }
 
 // === impl StoreError ===

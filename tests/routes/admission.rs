@@ -79,3 +79,24 @@ async fn a_resume_without_room_is_503_and_the_sandbox_stays_paused() {
     assert_eq!(plane.call("DELETE", &format!("/sandboxes/{other}"), None).await.status, 204);
     assert_eq!(plane.call("POST", &path, Some(json!({"timeout": 60}))).await.status, 201);
 }
+
+#[tokio::test]
+async fn a_key_of_a_create_that_found_no_room_serves_its_repeat() {
+    let plane = Plane::with_limits(rules(1, 64, Duration::from_millis(50))).await;
+    let id = plane.sandbox().await;
+    let create = async || {
+        let request = super::request("POST", "/v2/sandboxes")
+            .header("x-api-key", &plane.key)
+            .header("idempotency-key", "again")
+            .body(axum::body::Body::from(json!({"templateID": "base"}).to_string()))
+            .unwrap();
+        plane.send(request).await
+    };
+    let refused = create().await;
+    refused.error(503);
+    assert_eq!(refused.headers["retry-after"], "5", "{refused:?}");
+    assert_eq!(plane.call("DELETE", &format!("/sandboxes/{id}"), None).await.status, 204);
+    let made = create().await;
+    assert_eq!(made.status, 201, "{made:?}");
+    assert_eq!(create().await.body["sandboxID"], made.body["sandboxID"]);
+}

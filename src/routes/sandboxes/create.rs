@@ -53,10 +53,8 @@ pub(crate) async fn create_v2(
             let fingerprint = idempotency::fingerprint(&body)?;
             let (store, now, id) = (Arc::clone(&state.store), state.clock.now(), team.id);
             let work = async move {
-                match create(&state, &team, body, Api::V2).await {
-                    Ok(view) => (StatusCode::CREATED, serde_json::to_string(&view).unwrap_or_default()),
-                    Err(error) => (error.status(), error.body()),
-                }
+                let view = create(&state, &team, body, Api::V2).await?;
+                Ok((StatusCode::CREATED, serde_json::to_string(&view).unwrap_or_default()))
             };
             idempotency::once(store, id, key, fingerprint, now, work).await
         }

@@ -2,10 +2,11 @@
 //!
 //! ```text
 //!   (unknown) --begin: Mine--> running --finish--> answered --TTL--> (unknown)
-//!                                 | the gateway dies
-//!                                 v
+//!       ^                        | | the gateway dies
+//!       `-- "try again later" ---' v
 //!                          outcome unknown --TTL--> (unknown)
 //! ```
+//! Errors are answers too, but for those that say when to try again: a repeat is what they ask for.
 //! The holder's work runs in its own task: a caller that hangs up does not leave a key that is
 //! "in progress" for ever (contract/control-plane 1.9).
 
@@ -65,7 +66,7 @@ pub(crate) async fn once(
     key: String,
     fingerprint: String,
     now: Timestamp,
-    work: impl Future<Output = (StatusCode, String)> + Send + 'static,
+    work: impl Future<Output = Result<(StatusCode, String), ApiError>> + Send + 'static,
 ) -> Result<Response, ApiError> {
     let begun = store.begin_idempotent(team, &key, &fingerprint, now, TTL).await.map_err(|error| {
         tracing::error!(%error, "an idempotency key could not be taken");
@@ -74,7 +75,7 @@ pub(crate) async fn once(
     })?;
     let conflict = |message: &str, code| Err(ApiError::new(StatusCode::CONFLICT, message).code(code));
     match begun {
-        Idempotency::Mine => Ok(run(store, team, key, work).await),
+        Idempotency::Mine => run(store, team, key, work).await,
         Idempotency::Answered { status, body } => {
             let status = StatusCode::from_u16(status).map_err(|_| ApiError::internal())?;
             Ok(reply::stored(status, body))
@@ -97,21 +98,21 @@ async fn run(
     store: Arc<dyn Store>,
     team: TeamId,
     key: String,
-    work: impl Future<Output = (StatusCode, String)> + Send + 'static,
-) -> Response {
+    work: impl Future<Output = Result<(StatusCode, String), ApiError>> + Send + 'static,
+) -> Result<Response, ApiError> {
     let keeper = tokio::spawn(async move {
         // A panic in the work must end the key's life as "running" too.
-        let (status, body) = tokio::spawn(work).await.unwrap_or_else(|_| failed());
-        if let Err(error) = store.finish_idempotent(team, &key, status.as_u16(), &body).await {
+        let outcome = tokio::spawn(work).await.unwrap_or_else(|_| Err(ApiError::internal()));
+        let kept = match &outcome {
+            Ok((status, body)) => store.finish_idempotent(team, &key, status.as_u16(), body).await,
+            Err(error) if error.asks_to_come_back() => store.release_idempotent(team, &key).await,
+            Err(error) => store.finish_idempotent(team, &key, error.status().as_u16(), &error.body()).await,
+        };
+        if let Err(error) = kept {
             tracing::error!(%error, "the answer to an idempotency key was not kept");
         }
-        (status, body)
+        outcome
     });
-    let (status, body) = keeper.await.unwrap_or_else(|_| failed());
-    reply::stored(status, body)
-}
-
-fn failed() -> (StatusCode, String) {
-    let error = ApiError::internal();
-    (error.status(), error.body())
+    let (status, body) = keeper.await.unwrap_or_else(|_| Err(ApiError::internal()))?;
+    Ok(reply::stored(status, body))
 }

@@ -380,6 +380,12 @@ pub(super) fn finish_idempotent(
     one(finish.execute(params![team.to_string(), key, status, body])?)
 }
 
+pub(super) fn release_idempotent(db: &Connection, team: TeamId, key: &str) -> Result<(), StoreError> {
+    let mut release =
+        db.prepare_cached("DELETE FROM idempotency WHERE team = ?1 AND key = ?2 AND status IS NULL")?;
+    one(release.execute(params![team.to_string(), key])?)
+}
+
 fn text_of<T: serde::Serialize>(value: &T) -> Result<String, StoreError> {
     serde_json::to_string(value).map_err(|error| StoreError::Backend(error.to_string()))
 }
