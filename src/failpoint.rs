@@ -154,6 +154,10 @@ pub(crate) enum Step {
     DraftSynced,
     /// It has its name.
     DraftNamed,
+    /// A tall pile of snapshots is one image, beside the one that it shall replace.
+    SquashMade,
+    /// It has replaced it.
+    SquashExchanged,
     /// An image that is removed has lost its name.
     ImageHidden,
     /// What ended machines left is about to be removed.

@@ -20,7 +20,10 @@ use super::{
     seal::{self, Pile},
     tree,
 };
-use crate::id::BuildId;
+use crate::{
+    failpoint::{self, Step},
+    id::BuildId,
+};
 
 /// Begins the name of an image that another one takes the place of, or has taken.
 const FORMER: &str = ".squash-";
@@ -50,8 +53,10 @@ pub(in crate::warden) fn squash(
     let former = former(build);
     seal::settle(&draft, &mounts)?;
     draft.finish_as(ground.build, &former)?;
+    failpoint::reach(Step::SquashMade);
     fs::renameat_with(place, &*former, place, &*name, RenameFlags::EXCHANGE)
         .doing(|| format!("put the squashed {build} in its place"))?;
+    failpoint::reach(Step::SquashExchanged);
     super::draft::sync_names(place).doing(|| format!("bring the squashed {build} to the disk"))?;
     Ok(Some(ground.build))
 }

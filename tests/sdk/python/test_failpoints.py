@@ -123,6 +123,9 @@ WORKERS = [
     ("delete", "ImageHidden", "running"),
     ("kill", "RubbishBegun", "gone"),
 ]
+# Of a tall pile of snapshots, which becomes one image.
+SQUASHES = ["SquashMade", "SquashExchanged"]
+TALL = 16
 # A create takes a warm machine, and another one is made.
 WARM = [
     ("WarmTaken", "gateway", "gone"),
@@ -334,6 +337,38 @@ def test_a_worker_that_dies_at_a_step_leaves_a_server_that_goes_on(rig, operatio
     rig.arm("")
     assert rig.server.process.poll() is None
     check(rig, operation, sandbox, expected)
+
+
+@pytest.mark.parametrize("step", SQUASHES)
+def test_a_pile_of_snapshots_whose_squash_dies_at_a_step_stays_readable(rig, step):
+    options, snapshots = rig.server.options(), []
+    deaths = lambda: rig.server.said().count(f"a process dies at {step}")
+    before = deaths()
+    sandbox = rig.sandbox("subject")
+    # Each lies on the one before, the first one on `base`.
+    for number in range(TALL):
+        sandbox.files.write(f"mark-{number}", "kept")
+        if number == TALL - 1:
+            rig.arm(step)
+        snapshots.append(sandbox.create_snapshot().snapshot_id)
+        assert sandbox.kill()
+        if number < TALL - 1:
+            sandbox = Sandbox.create(snapshots[-1], timeout=600, metadata={"case": "subject"}, **options)
+    assert wait_for(lambda: deaths() > before), "the step was not reached"
+    rig.arm("")
+    for _ in range(2):
+        for number in (TALL - 1, TALL // 2):
+            copy = Sandbox.create(snapshots[number], timeout=60, metadata={"case": "subject"}, **options)
+            marks = {entry.name for entry in copy.files.list("/home/user") if entry.name.startswith("mark-")}
+            assert marks == {f"mark-{below}" for below in range(number + 1)}
+            assert copy.kill()
+        rig.server.kill()
+        rig.server.start()
+        options = rig.server.options()
+    for snapshot in snapshots:
+        assert Sandbox.delete_snapshot(snapshot, **options)
+    rig.unharmed()
+    rig.settles()
 
 
 @pytest.mark.parametrize("step, who, expected", WARM)
