@@ -184,7 +184,13 @@ async fn handshake(
     stream: LinkStream,
 ) -> Result<(http1::SendRequest<Body>, http1::Connection<TokioIo<LinkStream>, Body>), ProxyError> {
     let mut builder = http1::Builder::new();
-    builder.max_headers(MAX_HEADERS).handshake(TokioIo::new(stream)).await.map_err(ProxyError::closed)
+    // Servers and programs inside that read the head as text know fields by their usual spelling.
+    builder
+        .max_headers(MAX_HEADERS)
+        .title_case_headers(true)
+        .handshake(TokioIo::new(stream))
+        .await
+        .map_err(ProxyError::closed)
 }
 
 // === impl Lease ===

@@ -202,12 +202,23 @@ fn answer_page(error: &ProxyError, address: &Address) -> Response<Body> {
         return answer_program(error, address);
     }
     let status = status(error);
-    // Id and port are `[a-z0-9]+` and a number, the message is our own: nothing needs escaping.
+    // Id and port are `[a-z0-9]+` and a number, the messages are our own: nothing needs escaping.
     let Address { id, port } = address;
+    // People's tools know the two commonest pages by these words.
+    let (title, words) = match error {
+        ProxyError::PortClosed { .. } => (
+            "Closed Port Error",
+            format!(
+                "The sandbox <code>{id}</code> is running but there's no service running on port {port}.</p>\n\
+                 <p>Connection refused on port {port}"
+            ),
+        ),
+        ProxyError::NotFound => ("Sandbox Not Found", format!("The sandbox <code>{id}</code> wasn't found.")),
+        _ => ("Sandbox Not Reached", format!("Sandbox <code>{id}</code>, port {port}.")),
+    };
     let page = format!(
-        "<html lang=\"en\">\n<head><meta charset=\"utf-8\"><title>{error}</title></head>\n<body>\n\
-         <h1>{error}</h1>\n<p>Sandbox <code>{id}</code>, port <code>{port}</code>, status {code}.</p>\n\
-         </body>\n</html>\n",
+        "<html lang=\"en\">\n<head><meta charset=\"utf-8\"><title>{title}</title></head>\n<body>\n<h1>{title}</h1>\n\
+         <p>{words}</p>\n<p>{error} (status {code})</p>\n</body>\n</html>\n",
         code = status.as_u16(),
     );
     respond(status, HTML, page)

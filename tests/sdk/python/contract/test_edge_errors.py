@@ -127,6 +127,16 @@ def test_a_page_for_people(agent, private):
         assert page.startswith("<html") and page.rstrip().endswith("</html>") and text in page
 
 
+@row("The pages of a closed port and of an unknown sandbox have the titles and words that tools look for.")
+def test_the_words_of_pages(box):
+    page = ask(name(box.sandbox, 8299), headers=[BROWSER]).body.decode()
+    words = ["<title>Closed Port Error</title>", f">{box.sandbox.sandbox_id}<", "Connection refused on port 8299",
+             "is running but there's no service running on port 8299"]
+    assert [found for found in words if found not in page] == []
+    page = ask(UNKNOWN, headers=[BROWSER]).body.decode()
+    assert "<title>Sandbox Not Found</title>" in page and ">unknown<" in page and NOT_FOUND in page
+
+
 @row("Navigation, form or image: Sec-Fetch-Mode navigate or none, Accept of text/html, X-Requested-With with navigate.")
 @pytest.mark.parametrize("headers", [
     [("Sec-Fetch-Mode", "navigate")],

@@ -73,7 +73,18 @@ def test_the_host_stays(served):
     assert ask(host).field("host") == [host]
     assert ask("localhost:1", headers=routed(served, 8000)).field("host") == ["localhost:1"]
     _, body = curl("--http2-prior-knowledge", "--header", f"Host: {host}", f"http://{GATEWAY.netloc}/")
-    assert dict(json.loads(body)["fields"])["host"] == host
+    assert dict(json.loads(body)["fields"])["Host"] == host
+
+
+@row("The server inside sees names of headers in their usual spelling, whatever the client's and its protocol.")
+def test_names_are_spelt_as_usual(served):
+    host, sent = name(served, 8000), [("x-oTHER-name", "1"), ("SEC-WEBSOCKET-KEY", "2"), ("e2b-a1", "3")]
+    answers = [ask(host, headers=sent).body]
+    asked = [part for found, value in sent for part in ("--header", f"{found}: {value}")]
+    answers.append(curl("--http2-prior-knowledge", "--header", f"Host: {host}", *asked, f"http://{GATEWAY.netloc}/")[1])
+    for answer in answers:
+        names = [found for found, _ in json.loads(answer)["fields"]]
+        assert {"Host", "X-Other-Name", "Sec-Websocket-Key", "E2b-A1"} <= set(names), names
 
 
 @row("Forwarded and X-Forwarded-* of the client are removed, and none are added.")
