@@ -21,6 +21,9 @@ use crate::{
 
 pub(super) mod record;
 pub(super) mod room;
+mod table;
+
+pub(super) use table::Machines;
 
 /// What is known of a machine on disk: enough to find it again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -151,6 +154,11 @@ impl Machine {
             disk: None,
             writers_ended: 0,
         }
+    }
+
+    /// Whether it lives and waits for nothing.
+    fn is_settled(&self) -> bool {
+        matches!(self.phase, Phase::Live { settling: None })
     }
 
     /// Whether it may be shown to the gateway.

@@ -25,7 +25,7 @@ use super::{
     dial::Home,
     instance::Instance,
     launch::Launcher,
-    machine::{Machine, Phase},
+    machine::{Machine, Machines, Phase},
     packet::{Received, Wire},
     slots::Slots,
 };
@@ -101,7 +101,7 @@ pub(super) struct Warden<'a> {
     wire: Wire,
     watch: Watch,
     interest: epoll::EventFlags,
-    machines: BTreeMap<SandboxId, Machine>,
+    machines: Machines,
     queue: VecDeque<(u64, CreateMachine)>,
     slots: Slots,
     /// Which image lies on which.
@@ -150,7 +150,7 @@ impl<'a> Warden<'a> {
             wire,
             watch,
             interest,
-            machines: BTreeMap::new(),
+            machines: Machines::default(),
             queue: VecDeque::new(),
             slots: Slots::new(instance, &[]),
             parents: BTreeMap::new(),
@@ -211,6 +211,7 @@ impl<'a> Warden<'a> {
         if rest.is_err() {
             tracing::error!("the helper broke on its own work; it goes on");
         }
+        self.machines.forget_settled();
         self.listen_as_needed();
     }
 

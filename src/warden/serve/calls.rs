@@ -81,7 +81,7 @@ impl Warden<'_> {
             .iter()
             .filter_map(|name| name.parse().ok())
             .filter(|sandbox| after.is_none_or(|after| *sandbox > after))
-            .filter(|sandbox| !self.machines.contains_key(sandbox) && self.is_kept(sandbox.as_str()))
+            .filter(|sandbox| !self.machines.contains(sandbox) && self.is_kept(sandbox.as_str()))
             .collect();
         sandboxes.sort_unstable();
         sandboxes.truncate(PAGE);
@@ -191,17 +191,19 @@ impl Warden<'_> {
     }
 
     pub(super) fn has_settling(&self) -> bool {
-        self.machines.values().any(|machine| matches!(machine.phase, Phase::Live { settling: Some(_) }))
+        self.settling().next().is_some()
+    }
+
+    fn settling(&self) -> impl Iterator<Item = SandboxId> {
+        self.machines
+            .moving()
+            .filter(|(_, machine)| matches!(machine.phase, Phase::Live { settling: Some(_) }))
+            .map(|(sandbox, _)| *sandbox)
     }
 
     /// Looks again at freezes that wait, for hosts that report no event for them.
     pub(super) fn finish_settling(&mut self) -> bool {
-        let waiting: Vec<SandboxId> = self
-            .machines
-            .iter()
-            .filter(|(_, machine)| matches!(machine.phase, Phase::Live { settling: Some(_) }))
-            .map(|(sandbox, _)| *sandbox)
-            .collect();
+        let waiting: Vec<SandboxId> = self.settling().collect();
         waiting.into_iter().filter(|sandbox| self.settled(*sandbox)).count() > 0
     }
 

@@ -59,7 +59,7 @@ impl Warden<'_> {
         if let Err(reason) = check(&spec) {
             return self.refuse(seq, reason.to_owned(), Cause::Invalid);
         }
-        let known = self.machines.contains_key(&spec.sandbox)
+        let known = self.machines.contains(&spec.sandbox)
             || self.queue.iter().any(|(_, queued)| queued.sandbox == spec.sandbox);
         if known {
             let reason = format!("sandbox {} has a machine already", spec.sandbox);
@@ -77,7 +77,7 @@ impl Warden<'_> {
     /// Begins creates that wait, as far as launches may run at once.
     pub(super) fn begin_waiting(&mut self) {
         let mut starting =
-            self.machines.values().filter(|machine| matches!(machine.phase, Phase::Starting(_))).count();
+            self.machines.moving().filter(|(_, machine)| matches!(machine.phase, Phase::Starting(_))).count();
         let mut at = 0;
         while starting < AT_ONCE
             && let Some((_, spec)) = self.queue.get(at)

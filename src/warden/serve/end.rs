@@ -160,17 +160,19 @@ impl Warden<'_> {
 
     /// Whether an ending waits for something that the host reports no event for.
     pub(super) fn has_endings(&self) -> bool {
-        self.machines.values().any(|machine| matches!(&machine.phase, Phase::Ending(ending) if ending.exited))
+        self.ending().next().is_some()
+    }
+
+    fn ending(&self) -> impl Iterator<Item = SandboxId> {
+        self.machines
+            .moving()
+            .filter(|(_, machine)| matches!(&machine.phase, Phase::Ending(ending) if ending.exited))
+            .map(|(sandbox, _)| *sandbox)
     }
 
     /// Looks again at all endings that wait. True: one is done.
     pub(super) fn finish_endings(&mut self) -> bool {
-        let waiting: Vec<SandboxId> = self
-            .machines
-            .iter()
-            .filter(|(_, machine)| matches!(&machine.phase, Phase::Ending(ending) if ending.exited))
-            .map(|(sandbox, _)| *sandbox)
-            .collect();
+        let waiting: Vec<SandboxId> = self.ending().collect();
         let mut progress = false;
         for sandbox in waiting {
             if self.finish_ending(sandbox) {

@@ -85,9 +85,9 @@ impl Warden<'_> {
     /// Kills and removes cgroups that belong to no machine: of creates that were interrupted.
     fn end_orphans(&self) {
         let names = self.cgroups.names();
-        let orphans = names.iter().filter(|name| {
-            name.parse().is_ok_and(|sandbox: SandboxId| !self.machines.contains_key(&sandbox))
-        });
+        let orphans = names
+            .iter()
+            .filter(|name| name.parse().is_ok_and(|sandbox: SandboxId| !self.machines.contains(&sandbox)));
         let deadline = Instant::now() + PATIENCE;
         for name in orphans {
             tracing::warn!(sandbox.id = %name, "an orphaned machine is ended");
