@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
+use super::server::storage;
+
 /// Samples of one metric, in milliseconds.
 #[derive(Debug, Default)]
 pub(crate) struct Series(Vec<f64>);
@@ -84,7 +86,7 @@ impl Report {
             "promise": metric.promise, "metric": metric.name, "unit": "ms", "n": own.len(),
             "reference": { "metric": metric.reference, "n": reference.len() },
             "ratio_p50": ratio, "target": metric.target,
-            "start": metric.start, "end": metric.end, "excluded": metric.excluded,
+            "start": metric.start, "end": metric.end, "excluded": metric.excluded, "storage": storage(),
         });
         if let Some(object) = line.as_object_mut() {
             object.extend(own.percentiles());
@@ -107,6 +109,7 @@ impl Report {
     pub(crate) fn figure(&mut self, promise: &str, name: &str, unit: &str, value: f64, target: &str) {
         let line = json!({
             "promise": promise, "metric": name, "unit": unit, "n": 1, "value": value, "target": target,
+            "storage": storage(),
         });
         println!("{line}");
         let row = [promise, name, &format!("{value:.2} {unit}"), "", "", target];

@@ -59,14 +59,16 @@ impl Home {
     /// Starts a server here; what it prints goes to this pipe.
     pub(crate) fn spawn(&self, listen: &str, output: Stdio) -> anyhow::Result<Running> {
         let log = fs::File::options().create(true).append(true).open(self.path().join("log"))?;
-        let child = Command::new(binary()?)
+        let mut command = Command::new(binary()?);
+        command
             .args(["serve", "--stop-sandboxes", "--listen", listen, "--data-dir"])
             .arg(self.path().join("data"))
-            .args(self.flags)
-            .stdin(Stdio::null())
-            .stdout(output)
-            .stderr(log)
-            .spawn()?;
+            .args(self.flags);
+        // A promise that names its driver keeps it.
+        if let Some(driver) = storage().filter(|_| !self.flags.contains(&"--storage")) {
+            command.args(["--storage", &driver]);
+        }
+        let child = command.stdin(Stdio::null()).stdout(output).stderr(log).spawn()?;
         Ok(Running(child))
     }
 
@@ -174,6 +176,12 @@ impl Drop for Running {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
+}
+
+/// The storage driver that all servers here shall have: `FIRKIN_BENCH_STORAGE`; none: what the host's probe
+/// chooses.
+pub(crate) fn storage() -> Option<String> {
+    env::var("FIRKIN_BENCH_STORAGE").ok().filter(|driver| !driver.is_empty())
 }
 
 /// The release binary: `FIRKIN_BIN`, or where `make build` and cargo put it.
