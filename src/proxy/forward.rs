@@ -14,13 +14,14 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     connect::{Connector, Lease},
+    envelope::{Close, Envelopes},
     error::{Cause, ProxyError},
     headers,
     limit::Share,
     target::Bound,
     upgrade::{self, Tunnel},
 };
-use crate::hold::Hold;
+use crate::{hold::Hold, id::SandboxId};
 
 /// A response body on its way out, with all that must live as long as it.
 #[derive(Debug)]
@@ -29,6 +30,11 @@ struct Streamed {
     lease: Option<Lease>,
     ended: CancellationToken,
     complete: bool,
+    id: SandboxId,
+    /// Where the response stands, if it is an RPC stream that can be told an end.
+    envelopes: Option<Envelopes>,
+    /// It was told its end.
+    told: bool,
     _share: Option<Share>,
 }
 
@@ -54,15 +60,31 @@ pub(super) async fn forward(connector: Connector, bound: Bound) -> Result<Respon
             Err(ProxyError::closed("it changed to a protocol that nobody asked for"))
         }
         _ => {
-            let ended = target.ended;
+            let envelopes = Envelopes::of(&response);
+            let (id, ended) = (target.id, target.ended);
             Ok(response.map(|body| {
-                Body::new(Streamed { body, lease: Some(lease), ended, complete: false, _share: share })
+                let (lease, complete, told) = (Some(lease), false, false);
+                Body::new(Streamed { body, lease, ended, complete, id, envelopes, told, _share: share })
             }))
         }
     }
 }
 
 // === impl Streamed ===
+
+impl Streamed {
+    /// The guest's bytes have stopped in the middle: an RPC stream is told so in its own words.
+    fn cut(&mut self, cause: Cause) -> Option<Result<Frame<Bytes>, Cause>> {
+        match self.envelopes.take().map(|envelopes| envelopes.close(self.id)) {
+            Some(Close::Said) => None,
+            Some(Close::Say(words)) => {
+                self.told = true;
+                Some(Ok(Frame::data(words)))
+            }
+            Some(Close::Torn) | None => Some(Err(cause)),
+        }
+    }
+}
 
 impl http_body::Body for Streamed {
     type Data = Bytes;
@@ -73,6 +95,9 @@ impl http_body::Body for Streamed {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         loop {
+            if self.told {
+                return Poll::Ready(None);
+            }
             let mut frame = Pin::new(&mut self.body).poll_frame(cx);
             if frame.is_pending()
                 && let Some(lease) = &mut self.lease
@@ -84,10 +109,15 @@ impl http_body::Body for Streamed {
             return Poll::Ready(match frame {
                 // HTTP/2 clients count empty frames as an attack (contract/sandbox 9).
                 Some(Ok(frame)) if frame.data_ref().is_some_and(Bytes::is_empty) => continue,
-                Some(Ok(frame)) => Some(Ok(frame)),
-                Some(Err(error)) => Some(Err(error.into())),
+                Some(Ok(frame)) => {
+                    if let (Some(envelopes), Some(bytes)) = (&mut self.envelopes, frame.data_ref()) {
+                        envelopes.pass(bytes);
+                    }
+                    Some(Ok(frame))
+                }
+                Some(Err(error)) => self.cut(error.into()),
                 // An end without a length says little when the machine has gone.
-                None if self.ended.is_cancelled() => Some(Err(Cut.into())),
+                None if self.ended.is_cancelled() => self.cut(Cut.into()),
                 None => {
                     self.complete = true;
                     None
@@ -97,7 +127,7 @@ impl http_body::Body for Streamed {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.told || self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {

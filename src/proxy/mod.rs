@@ -4,6 +4,7 @@
 //! what is not goes to the control plane's routes ([`gateway`]). `stack.rs` lists the layers.
 
 mod connect;
+mod envelope;
 mod error;
 mod forward;
 #[cfg(feature = "fuzzing")]

@@ -198,30 +198,41 @@ fn answer_program(error: &ProxyError, address: &Address) -> Response<Body> {
 }
 
 fn answer_page(error: &ProxyError, address: &Address) -> Response<Body> {
-    if matches!(error, ProxyError::Reserved { .. } | ProxyError::Host(_) | ProxyError::Mask) {
-        return answer_program(error, address);
-    }
     let status = status(error);
-    // Id and port are `[a-z0-9]+` and a number, the messages are our own: nothing needs escaping.
+    let Some(title) = title(error) else { return answer_program(error, address) };
+    // Id and port are `[a-z0-9]+` and a number, the message is our own: nothing needs escaping.
     let Address { id, port } = address;
-    // People's tools know the two commonest pages by these words.
-    let (title, words) = match error {
-        ProxyError::PortClosed { .. } => (
-            "Closed Port Error",
-            format!(
-                "The sandbox <code>{id}</code> is running but there's no service running on port {port}.</p>\n\
-                 <p>Connection refused on port {port}"
-            ),
+    let more = match error {
+        ProxyError::Reserved { .. } => String::new(),
+        ProxyError::PortClosed { .. } => format!(
+            "<p>The sandbox <code>{id}</code> is running but there's no service running on port {port}.</p>\n\
+             <p>Connection refused on port {port}</p>\n"
         ),
-        ProxyError::NotFound => ("Sandbox Not Found", format!("The sandbox <code>{id}</code> wasn't found.")),
-        _ => ("Sandbox Not Reached", format!("Sandbox <code>{id}</code>, port {port}.")),
+        _ => format!("<p>Sandbox <code>{id}</code>, port <code>{port}</code>.</p>\n"),
     };
+    let code = status.as_u16();
+    // People's tools know pages by these words, and by their last ones: no newline.
     let page = format!(
-        "<html lang=\"en\">\n<head><meta charset=\"utf-8\"><title>{title}</title></head>\n<body>\n<h1>{title}</h1>\n\
-         <p>{words}</p>\n<p>{error} (status {code})</p>\n</body>\n</html>\n",
-        code = status.as_u16(),
+        "<html lang=\"en\">\n<head><meta charset=\"utf-8\"><title>{title}</title></head>\n<body>\n\
+         <h1>{title}</h1>\n<p>{error}</p>\n{more}<p>Status {code}.</p>\n</body>\n</html>"
     );
     respond(status, HTML, page)
+}
+
+/// What a page is called; none: there is no page of it.
+fn title(error: &ProxyError) -> Option<&'static str> {
+    match error {
+        ProxyError::Host(_) | ProxyError::Mask => None,
+        ProxyError::Reserved { .. } => Some("Not Found"),
+        ProxyError::NotFound => Some("Sandbox Not Found"),
+        ProxyError::Transitioning => Some("Sandbox Still Transitioning"),
+        ProxyError::Denied => Some("Sandbox Cannot Be Resumed"),
+        ProxyError::Full => Some("No Capacity Left"),
+        ProxyError::TokenMissing => Some("Missing Traffic Access Token"),
+        ProxyError::TokenInvalid => Some("Invalid Traffic Access Token"),
+        ProxyError::TooManyConnections { .. } => Some("Too Many Connections"),
+        ProxyError::PortClosed { .. } => Some("Closed Port Error"),
+    }
 }
 
 fn respond(status: StatusCode, kind: HeaderValue, body: String) -> Response<Body> {

@@ -167,7 +167,9 @@ impl Policy {
             },
             Stage::Snapshotting => match request {
                 Request::End => Ok(Verdict::TearDown),
-                Request::Connect(_) | Request::Reboot(_) | Request::Wake => Ok(Verdict::Wait),
+                Request::Connect(_) | Request::Reboot(_) | Request::Wake | Request::Pause => {
+                    Ok(Verdict::Wait)
+                }
                 Request::Expire | Request::Relieve => Ok(Verdict::Keep),
                 _ => Err(Refusal::Transitioning),
             },

@@ -185,7 +185,11 @@ async fn reserved_paths_are_404_before_the_look_up() {
     assert_eq!(rig.get(&host(49_983, id), "/health", &[]).await.status, 204);
     let stranger = SandboxId::generate(&OsEntropy);
     for (id, path) in [(id, "/init"), (id, "//%69nit/"), (stranger, "/x/../freeze")] {
-        let answer = rig.get(&host(49_983, id), path, &[BROWSER]).await;
+        let page = rig.get(&host(49_983, id), path, &[BROWSER]).await;
+        assert_eq!(page.status, 404);
+        let text = &page.body;
+        assert!(text.starts_with("<html") && text.contains("reserved for the E2B control plane"), "{text}");
+        let answer = rig.get(&host(49_983, id), path, &[]).await;
         assert_eq!(answer.status, 404);
         let told = answer.json();
         assert_eq!(

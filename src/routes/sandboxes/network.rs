@@ -65,7 +65,8 @@ pub(crate) fn check(
     refuse_unavailable(&new)?;
     if new.allow_public_traffic == Some(false) && !secure {
         return Err(ApiError::bad_request(
-            "network.allowPublicTraffic: false requires a secured sandbox: leave out secure: false",
+            "You cannot create a sandbox without public access unless you enable secure envd access via \
+             'secure' flag.",
         ));
     }
     let (allow_out, deny_out) = (new.allow_out.unwrap_or_default(), new.deny_out.unwrap_or_default());

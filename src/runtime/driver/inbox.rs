@@ -112,6 +112,16 @@ impl Inbox {
         }
     }
 
+    /// Who else waits for the pause that comes next: those whose pauses were put off right behind it.
+    pub(super) fn more_pauses(&mut self) -> Vec<PauseReply> {
+        let mut replies = Vec::new();
+        let is_pause = |command: &mut Command| matches!(command, Command::Pause { .. });
+        while let Some(Command::Pause { reply, .. }) = self.put_off.pop_front_if(is_pause) {
+            replies.push(reply);
+        }
+        replies
+    }
+
     /// The next command that was not put off.
     pub(super) async fn fresh(&mut self) -> Option<Command> {
         self.fresh.recv().await

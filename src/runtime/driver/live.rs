@@ -48,6 +48,7 @@ impl Driver {
                     let manner = match command {
                         Command::Pause { manner, reply } => {
                             self.pausers.push(reply);
+                            self.pausers.extend(self.commands.more_pauses());
                             manner
                         }
                         Command::Ask { reply, .. } => {

@@ -83,10 +83,12 @@ fn what_comes_in_the_middle_of_a_change_waits_or_is_refused() {
     assert_eq!(decide(Stage::Paused, Pause), Err(Refusal::Paused));
     assert_eq!(decide(Stage::Resuming, Pause), Err(Refusal::Transitioning));
     assert_eq!(decide(running(100), resume), Err(Refusal::Running));
-    for request in [Pause, Snapshot, resume, Request::SetTimeout(seconds(1)), Request::SetEgress] {
+    for request in [Snapshot, resume, Request::SetTimeout(seconds(1)), Request::SetEgress] {
         assert_eq!(decide(Stage::Snapshotting, request), Err(Refusal::Transitioning));
     }
-    assert_eq!(decide(Stage::Snapshotting, connect), Ok(Verdict::Wait));
+    for request in [connect, Wake, Pause] {
+        assert_eq!(decide(Stage::Snapshotting, request), Ok(Verdict::Wait));
+    }
     let (set, extend) = (Request::SetTimeout(seconds(1)), Request::Extend(seconds(1)));
     for request in [Snapshot, set, extend, Request::SetEgress] {
         assert_eq!(decide(Stage::Paused, request), Err(Refusal::NotFound));

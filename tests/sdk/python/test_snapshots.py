@@ -173,6 +173,14 @@ def test_races_with_a_snapshot(sandbox):
         codes = sorted(snap.result().status_code for snap in snaps)
         assert codes[0] == 201 and set(codes) <= {201, 409}
         assert connect.result().status_code == 200
+        # A pause waits for the image, and then pauses.
+        first = pool.submit(api, "POST", f"{path}/snapshots", json={})
+        time.sleep(0.02)
+        pauses = [pool.submit(api, "POST", f"{path}/pause") for _ in range(2)]
+        assert [pause.result().status_code for pause in pauses] == [204, 204]
+        assert api("GET", path).json()["state"] == "paused" and first.result().status_code in (201, 404)
+        snaps.append(first)
+        assert api("POST", f"/v2{path}/connect").status_code == 201
         last = pool.submit(api, "POST", f"{path}/snapshots", json={})
         time.sleep(0.02)
         assert api("DELETE", path).status_code == 204

@@ -98,11 +98,23 @@ async fn one_image_at_a_time_and_what_comes_meanwhile_waits_or_is_refused() {
     });
     eventually(|| stage.engine.frozen(id)).await;
     assert!(matches!(registry.seal(stage.team, id).await, Err(LifeError::Transitioning(_))));
-    assert!(matches!(registry.pause(stage.team, id, true, false).await, Err(LifeError::Transitioning(_))));
     assert_eq!(registry.get(stage.team, id).await.unwrap().record.state, SandboxState::Running);
     let (_, how) = registry.connect(stage.team, id, LONG).await.unwrap();
     assert_eq!(how, Connected::Running);
     assert!(sealing.await.unwrap().is_ok());
+
+    let sealing = tokio::spawn({
+        let (registry, team) = (registry.clone(), stage.team);
+        async move { registry.seal(team, id).await }
+    });
+    eventually(|| stage.engine.frozen(id)).await;
+    let pause = || registry.pause(stage.team, id, true, false);
+    let (first, second) = tokio::join!(pause(), pause());
+    assert!(first.is_ok() && second.is_ok(), "{first:?} {second:?}");
+    assert!(sealing.await.unwrap().is_ok(), "the pauses came after the image");
+    assert_eq!(registry.get(stage.team, id).await.unwrap().record.state, SandboxState::Paused);
+    let (_, how) = registry.connect(stage.team, id, LONG).await.unwrap();
+    assert_eq!(how, Connected::Resumed);
 
     let sealing = tokio::spawn({
         let (registry, team) = (registry.clone(), stage.team);

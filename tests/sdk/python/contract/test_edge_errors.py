@@ -120,11 +120,21 @@ def test_a_public_sandbox(box):
 @row("A browser that navigates gets a page with the same status.")
 @pytest.mark.parametrize("agent", ["Mozilla/5.0", "Chrome/1", "x safari x", "FIREFOX", "Edge/18", "Opera/9.80", "MSIE 6"])
 def test_a_page_for_people(agent, private):
-    for host, status, text in ((UNKNOWN, 502, NOT_FOUND), (name(private, 8000), 403, "is missing")):
-        answer = ask(host, headers=[("User-Agent", agent)])
+    wrong, right = ("e2b-traffic-access-token", "abcd"), ("e2b-traffic-access-token", private.traffic_access_token)
+    here = private.sandbox_id
+    for host, path, headers, status, *texts in (
+        (UNKNOWN, "/", [], 502, "Sandbox Not Found", NOT_FOUND, "unknown"),
+        (name(private, CLOSED), "/", [right], 502, "Closed Port Error", f"no service running on port {CLOSED}.", here),
+        (name(private, 8000), "/", [], 403, "Missing Traffic Access Token", MISSING, here),
+        (name(private, 8000), "/", [wrong], 403, "Invalid Traffic Access Token", INVALID, here),
+        (name(private, 49983), "/x/../init", [], 404, "Not Found", "is reserved for the E2B control plane"),
+    ):
+        answer = ask(host, path, headers=[("User-Agent", agent), *headers])
         assert (answer.status, answer.headers["content-type"]) == (status, "text/html; charset=utf-8")
         page = answer.body.decode()
-        assert page.startswith("<html") and page.rstrip().endswith("</html>") and text in page
+        assert page.startswith("<html") and page.endswith("</html>")
+        for text in texts:
+            assert text in page, (text, page)
 
 
 @row("The pages of a closed port and of an unknown sandbox have the titles and words that tools look for.")

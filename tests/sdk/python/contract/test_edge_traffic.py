@@ -14,9 +14,13 @@ import h2.connection
 import h2.events
 import pytest
 
-from e2b import Sandbox
+from protobuf import Oneof
+
+from e2b import Sandbox, SandboxNotRunningException
+from e2b.envd.process import process_pb
 from edge import DOMAIN, GATEWAY, ask, name, problem, request, routed, tunnel
-from wire import Wire
+from wire import Wire, envelope
+from wire import frames as raw_frames
 
 FORWARDED = [
     ("Forwarded", "for=192.0.2.1"), ("X-Forwarded-For", "192.0.2.1"), ("X-Forwarded-Host", "evil"),
@@ -33,6 +37,11 @@ def served(box):
     """A sandbox with a server on two ports."""
     edge.serve(box.sandbox, 8000, 49999)
     return box.sandbox
+
+
+def cut(sandbox):
+    message = f"the connection to sandbox {sandbox.sandbox_id} ended before the stream completed"
+    return {"end-stream": {"error": {"code": "unavailable", "message": message}}}
 
 
 def curl(*arguments):
@@ -363,14 +372,46 @@ def test_kill_breaks_streams(sandbox):
         sandbox.kill()
         with pytest.raises((http.client.IncompleteRead, ConnectionError)):
             response.read()
-        with pytest.raises((http.client.IncompleteRead, ConnectionError, AssertionError)):
-            next(frames)
+        assert list(frames) == [cut(sandbox)]
         with contextlib.suppress(ConnectionError):
             assert socket_.recv(5) == b""
         ends = (h2.events.StreamReset, h2.events.StreamEnded, h2.events.ConnectionTerminated)
         assert isinstance(next(event for event in events if isinstance(event, ends)), h2.events.StreamReset)
     # The probe that the SDKs then make.
     problem(ask(name(sandbox, 49983), "/health"), 502, sandboxId=sandbox.sandbox_id, message="The sandbox was not found")
+
+
+@row("A stream of envd's that a pause or kill cuts between two messages ends with unavailable, which names the sandbox.")
+@pytest.mark.parametrize("kind", ["json", "proto"])
+def test_the_end_of_cut_streams(sandbox, kind):
+    edge.serve(sandbox, 8000)
+    wire = Wire(sandbox)
+    start = {"process": {"cmd": "/bin/sleep", "args": ["1000"]}, "stdin": False}
+    waiting = sandbox.commands.run("sleep 1001", background=True)
+    with wire.stream("process.Process/Start", start) as frames, wire.stream("filesystem.Filesystem/WatchDir", {"path": "/tmp"}) as events:
+        next(events)
+        pid = next(frames)["event"]["start"]["pid"]
+        asked = process_pb.ConnectRequest(process=process_pb.ProcessSelector(selector=Oneof("pid", pid)))
+        body = asked.to_binary() if kind == "proto" else json.dumps({"process": {"pid": pid}}).encode()
+        headers = {"Content-Type": f"application/connect+{kind}"}
+        with wire.open("POST", "/process.Process/Connect", envelope(body), headers) as response:
+            messages = raw_frames(response)
+            next(messages)
+            sandbox.pause()
+            # The end frame is JSON in both.
+            assert [(flags, json.loads(body)) for flags, body in messages] == [(2, cut(sandbox)["end-stream"])]
+        assert list(frames) == list(events) == [cut(sandbox)]
+    with pytest.raises(SandboxNotRunningException):
+        waiting.wait()
+    # A unary answer has no such end, and a body of a user's own kind neither.
+    sandbox.connect()
+    with wire.stream("process.Process/Connect", {"process": {"pid": pid}}) as frames, request(name(sandbox, 8000), "/wait") as plain:
+        response = plain.getresponse()
+        assert next(frames)["event"]["start"]["pid"] == pid and response.read(5) == b"first"
+        sandbox.kill()
+        assert list(frames) == [cut(sandbox)]
+        with pytest.raises((http.client.IncompleteRead, ConnectionError)):
+            response.read()
 
 
 @row("A client that hangs up ends the request inside.")
