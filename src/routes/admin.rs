@@ -153,7 +153,7 @@ pub fn router(state: AppState) -> Router {
         .route("/traces", get(inspection::local_traces))
         .route("/sandboxes/{id}/freshness", get(freshness::local_show).post(freshness::local_judge))
         .fallback(layers::unknown_route)
-        .method_not_allowed_fallback(layers::unknown_method)
+        .method_not_allowed_fallback(layers::unknown_route)
         .with_state(state)
 }
 

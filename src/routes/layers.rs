@@ -75,14 +75,9 @@ pub(crate) async fn deadline(request: Request, next: Next) -> Response {
     }
 }
 
-/// No route has this path.
+/// No route has this path, or the route has other methods: no operation either, as E2B answers.
 pub(crate) async fn unknown_route() -> ApiError {
     ApiError::not_found("validation error: no matching operation was found")
-}
-
-/// The route has other methods.
-pub(crate) async fn unknown_method(method: Method) -> ApiError {
-    ApiError::new(StatusCode::METHOD_NOT_ALLOWED, format!("method {method} is not allowed here"))
 }
 
 #[cfg(test)]

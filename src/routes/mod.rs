@@ -43,7 +43,7 @@ pub fn router(state: AppState) -> Router {
         )
         .merge(unbuilt::router())
         .fallback(layers::unknown_route)
-        .method_not_allowed_fallback(layers::unknown_method)
+        .method_not_allowed_fallback(layers::unknown_route)
         .layer(middleware::from_fn(layers::deadline))
         .layer(layers::cors())
         .with_state(state)

@@ -103,6 +103,26 @@ async fn a_sample_is_there_at_once_and_windows_are_checked() {
 }
 
 #[tokio::test]
+async fn clocks_that_differ_a_little_hide_no_sample_and_refuse_nobody() {
+    let plane = Plane::new().await;
+    let id = plane.sandbox().await;
+    let path = format!("/sandboxes/{id}/metrics");
+    let latest = format!("/sandboxes/metrics?sandbox_ids={id}");
+    until("a sample", async || plane.call("GET", &latest, None).await.body["sandboxes"].get(&id).cloned())
+        .await;
+    // Nobody said a start: one that is shown as yet to come is no bad range.
+    plane.clock.jump(jiff::SignedDuration::from_secs(-1));
+    assert_eq!(plane.call("GET", &path, None).await.status, 200);
+    let past = plane.call("GET", &format!("{path}?end=1"), None).await;
+    assert_eq!((past.status.as_u16(), past.body), (200, json!([])));
+    plane.clock.jump(jiff::SignedDuration::from_secs(1));
+    // The sample is from a second before the start as it is shown now.
+    plane.clock.set_wall(jiff::SignedDuration::from_secs(1));
+    let found = plane.call("GET", &path, None).await;
+    assert_eq!(found.body.as_array().map(Vec::is_empty), Some(false), "{found:?}");
+}
+
+#[tokio::test]
 async fn the_newest_samples_of_many() {
     let plane = Plane::new().await;
     let (one, two) = (plane.sandbox().await, plane.sandbox().await);

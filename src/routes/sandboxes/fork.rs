@@ -19,7 +19,6 @@ use crate::{
         reply::{self, ApiError, ErrorBody},
         state::AppState,
     },
-    runtime::registry::LifeError,
     sandbox::SandboxSpec,
 };
 
@@ -70,12 +69,20 @@ pub(crate) async fn fork(
     let id = path.id()?;
     let count = body.count.unwrap_or(1);
     if !(1..=MOST).contains(&count) {
-        return Err(ApiError::bad_request(format!("count must be between 1 and {MOST}")));
+        let reason = if count < 1 {
+            "Count must be at least 1".to_owned()
+        } else {
+            format!("Count cannot be greater than {MOST}")
+        };
+        return Err(ApiError::bad_request(reason));
     }
     let timeout = body.timeout.unwrap_or(Api::V1.default_timeout_s());
     let timeout_s = checked_timeout(timeout, state.settings.max_timeout)?;
     if state.registry.is_paused(team.id, id)? {
-        return Err(LifeError::Paused(id).into());
+        return Err(ApiError::new(
+            StatusCode::CONFLICT,
+            format!("Sandbox '{id}' is paused and cannot be forked; resume it first"),
+        ));
     }
     let _forking = state.registry.forking(id);
     let sealed = state.registry.seal(team.id, id).await?;

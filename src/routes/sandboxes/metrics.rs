@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use axum::{Json, extract::State};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -21,6 +21,8 @@ use crate::{
 
 /// Sandboxes of one request for the newest figures.
 const MOST: usize = 100;
+/// By how much a start may be shown later than it was by the host's clock, which tells of samples.
+const DRIFT: SignedDuration = SignedDuration::from_secs(2);
 
 /// What a sandbox used at one moment.
 #[derive(Debug, Serialize, ToSchema)]
@@ -73,11 +75,15 @@ pub(crate) async fn of_one(
 ) -> Result<Json<Vec<MetricView>>, ApiError> {
     let id = path.id()?;
     let sandbox = state.registry.get(team.id, id).await?;
-    let start = seconds(&query, "start")?.unwrap_or(state.clock.shown(sandbox.record.started_at));
+    let asked = seconds(&query, "start")?;
     let end = seconds(&query, "end")?.unwrap_or_else(|| state.clock.now());
-    if start > end {
+    if asked.is_some_and(|start| start > end) {
         return Err(ApiError::bad_request("Invalid time range for metrics: start is after end"));
     }
+    let start = asked.unwrap_or_else(|| {
+        let started = state.clock.shown(sandbox.record.started_at);
+        started.checked_sub(DRIFT).unwrap_or(started)
+    });
     let samples = state.registry.metrics(team.id, id, start, end)?;
     Ok(Json(samples.into_iter().map(MetricView::from).collect()))
 }
