@@ -70,6 +70,9 @@ pub struct NetworkConfig {
     /// The `Host` that user ports see.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mask_request_host: Option<String>,
+    /// User ports that speak TLS inside.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub https_ports: Vec<u16>,
 }
 
 /// The way out of a sandbox: the part of its network that may be changed while it runs.

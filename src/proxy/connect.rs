@@ -25,6 +25,7 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use super::{
     error::{Cause, ProxyError},
+    https::Https,
     pool::{Key, Pool},
     target::is_guest_service,
 };
@@ -52,6 +53,7 @@ const MAX_HEADERS: usize = 128;
 #[derive(Debug, Clone, Default)]
 pub(super) struct Connector {
     pool: Arc<Pool>,
+    https: Https,
 }
 
 /// An open connection to a port of one run of a sandbox. Dropping it closes it.
@@ -103,7 +105,10 @@ impl Connector {
                 },
             }
         }
-        let stream = open(target, port).await?;
+        let mut stream = open(target, port).await?;
+        if target.https_ports.contains(&port) {
+            stream = self.shake(target, stream).await?;
+        }
         if home.is_none() && request.body().is_end_stream() && !request.headers().contains_key(UPGRADE) {
             return Passive::send(stream, target, request).await;
         }
@@ -111,6 +116,20 @@ impl Connector {
         match connection.sender.send_request(request).await {
             Ok(response) => Ok((response, Lease::Driven(connection, home))),
             Err(error) => Err(broken(target, error).await),
+        }
+    }
+
+    /// Goes on in TLS. Whoever listens and does not speak it is as good as a closed port.
+    async fn shake(&self, target: &Target, stream: LinkStream) -> Result<LinkStream, ProxyError> {
+        let shaken = tokio::select! {
+            biased;
+            () = target.ended.cancelled() => return Err(ProxyError::NotFound),
+            shaken = time::timeout(OPEN_TIMEOUT, self.https.wrap(stream)) => shaken,
+        };
+        match shaken {
+            Ok(Ok(stream)) => Ok(stream),
+            Ok(Err(error)) => Err(broken(target, error).await),
+            Err(_) => Err(ProxyError::closed(io::Error::from(io::ErrorKind::TimedOut))),
         }
     }
 }

@@ -147,6 +147,7 @@ fn crossing(address: &Address, request: Request<Body>) {
         link: Arc::new(NoLink),
         traffic_access_token: None,
         mask_request_host: fields.contains_key("x-mask").then(|| "masked:${PORT}".into()),
+        https_ports: Arc::from([]),
         ended: CancellationToken::new(),
     };
     let bound = Bound { target, port: address.port, request, share: None, upgrade: None };

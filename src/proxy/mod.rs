@@ -12,6 +12,7 @@ pub(crate) mod fuzzing;
 pub mod gateway;
 mod headers;
 pub mod host;
+mod https;
 mod limit;
 mod patience;
 mod pool;

@@ -317,13 +317,16 @@ impl Driver {
     fn show(&self, active: &Active) {
         let record = active.record.clone();
         let tokens = self.world.tokens.view(record.clone());
-        let mask = record.spec.network.as_ref().and_then(|network| network.mask_request_host.as_deref());
+        let network = record.spec.network.as_ref();
+        let mask = network.and_then(|network| network.mask_request_host.as_deref());
+        let https_ports = network.map_or(&[][..], |network| &network.https_ports);
         let target = Target {
             id: self.id,
             generation: record.generation,
             link: active.machine.link(),
             traffic_access_token: tokens.traffic_access_token.map(Arc::from),
             mask_request_host: mask.map(Arc::from),
+            https_ports: Arc::from(https_ports),
             ended: self.ended.clone(),
         };
         let live = Live {

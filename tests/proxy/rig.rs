@@ -97,6 +97,7 @@ impl Rig {
             link: machine.link(),
             traffic_access_token: None,
             mask_request_host: None,
+            https_ports: Arc::from([]),
             ended: CancellationToken::new(),
         };
         self.known.lock().unwrap().insert(id, Ok(target));

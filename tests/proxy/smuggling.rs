@@ -126,6 +126,7 @@ async fn a_body_is_framed_in_one_way_only() {
     let (answer, seen) = seen_by_guest(&rig, &honest).await;
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     assert!(seen.len() == 1 && seen[0].ends_with("\r\n\r\nhello"), "{seen:?}");
+    assert!(seen[0].contains("\r\nContent-Length: 5\r\n"), "names are in their usual case: {seen:?}");
 
     // Chunks win over a length; the connection is not trusted with a second request.
     let inner = format!("GET /smuggled HTTP/1.1\r\nHost: {name}\r\n\r\n");

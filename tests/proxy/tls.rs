@@ -1,4 +1,5 @@
-//! TLS and plain HTTP on one port: by the first byte, with both versions of HTTP, bounded in time.
+//! TLS and plain HTTP on one port: by the first byte, with both versions of HTTP, bounded in time; and
+//! TLS towards ports that speak it inside.
 
 use std::{
     sync::Arc,
@@ -7,7 +8,7 @@ use std::{
 
 use firkin::proxy::tls::{Acceptor, Certificates};
 use rustls::{
-    ClientConfig, RootCertStore,
+    ClientConfig, RootCertStore, ServerConfig,
     crypto::ring,
     pki_types::{CertificateDer, PrivateKeyDer, ServerName},
     sign::CertifiedKey,
@@ -16,9 +17,9 @@ use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
 };
-use tokio_rustls::{TlsConnector, client::TlsStream};
+use tokio_rustls::{TlsAcceptor, TlsConnector, client::TlsStream};
 
-use super::rig::{DOMAIN, Rig, host, read_until, within};
+use super::rig::{DOMAIN, Rig, host, read_head, read_until, within};
 
 /// A certificate for this domain, and what a client must trust.
 fn certificate() -> (CertifiedKey, CertificateDer<'static>) {
@@ -134,4 +135,38 @@ async fn shutdown_does_not_wait_for_clients_that_said_nothing() {
     rig.shutdown.cancel();
     assert!(matches!(within(silent.read(&mut [0; 8])).await, Ok(0) | Err(_)));
     within(rig.serving).await.unwrap();
+}
+
+#[tokio::test]
+async fn ports_that_speak_tls_inside_are_spoken_to_in_tls_by_any_certificate() {
+    let (key, _) = certificate();
+    let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_cert_resolver(Arc::new(Certificates::new(key)));
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let rig = Rig::start().await;
+    rig.listen(8443, move |stream| {
+        let acceptor = acceptor.clone();
+        async move {
+            let Ok(stream) = acceptor.accept(stream).await else { return };
+            let mut stream: Box<dyn firkin::runtime::link::ByteStream> = Box::new(stream);
+            let _ = read_head(&mut stream).await;
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\ninside").await;
+            let _ = stream.shutdown().await;
+        }
+    });
+    rig.tell(8000);
+    let id = rig.sandbox().await;
+    rig.change(id, |target| target.https_ports = Arc::from([8443, 8000]));
+    let answer = rig.get(&host(8443, id), "/", &[]).await;
+    assert_eq!((answer.status, answer.body.as_str()), (200, "inside"));
+
+    // Who does not speak it, though it was said to, is as good as a closed port.
+    let answer = rig.get(&host(8000, id), "/", &[]).await;
+    assert_eq!(answer.status, 502);
+    assert!(answer.body.contains("port is not open"), "{answer:?}");
+    rig.change(id, |target| target.https_ports = Arc::from([443]));
+    assert_eq!(rig.get(&host(8000, id), "/", &[]).await.status, 200);
 }

@@ -37,7 +37,7 @@ pub(crate) struct NewNetwork {
     pub(super) rules: Option<Map<String, Value>>,
     /// Outgoing proxy: not available.
     pub(super) egress_proxy: Option<NewProxy>,
-    /// Ports that speak TLS inside: not available.
+    /// Ports that speak TLS inside, by any certificate.
     pub(super) https_ports: Option<Vec<u16>>,
     /// Name servers: not available.
     pub(super) dns_servers: Option<Vec<String>>,
@@ -92,6 +92,7 @@ pub(crate) fn check(
         allow_out,
         deny_out,
         mask_request_host: new.mask_request_host,
+        https_ports: new.https_ports.unwrap_or_default(),
     })
 }
 
@@ -124,9 +125,6 @@ fn refuse_unavailable(new: &NewNetwork) -> Result<(), ApiError> {
     }
     if new.egress_proxy.is_some() {
         return Err(ApiError::new(StatusCode::FORBIDDEN, "Egress proxy is not available for your team."));
-    }
-    if new.https_ports.as_ref().is_some_and(|ports| !ports.is_empty()) {
-        return Err(ApiError::unbuilt("network.httpsPorts"));
     }
     if new.dns_servers.as_ref().is_some_and(|servers| !servers.is_empty()) {
         return Err(ApiError::unbuilt("network.dnsServers"));
@@ -256,11 +254,16 @@ mod tests {
     }
 
     #[test]
+    fn ports_that_speak_tls_are_kept_in_their_order() {
+        let new: NewNetwork = serde_json::from_value(json!({"httpsPorts": [8443, 443]})).unwrap();
+        assert_eq!(check(new, None, false).unwrap().https_ports, [8443, 443]);
+    }
+
+    #[test]
     fn what_is_not_available_is_named() {
         assert_eq!(refusal(json!({"rules": {}, "httpsPorts": [], "dnsServers": []})), None);
         assert!(refusal(json!({"rules": {"x": []}})).unwrap().contains("transform rules"));
         assert!(refusal(json!({"egressProxy": {"address": "x:1"}})).unwrap().contains("403"));
-        assert!(refusal(json!({"httpsPorts": [443]})).unwrap().contains("501"));
         assert!(refusal(json!({"dnsServers": ["1.1.1.1"]})).unwrap().contains("501"));
     }
 

@@ -63,6 +63,7 @@ pub(crate) async fn answers(data: &[u8]) {
         link: Arc::new(Canned([head, rest].concat())),
         traffic_access_token: None,
         mask_request_host: None,
+        https_ports: Arc::from([]),
         ended: CancellationToken::new(),
     };
     let client = super::EnvdClient::new(target.clone(), None);

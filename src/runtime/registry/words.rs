@@ -35,6 +35,8 @@ pub struct Target {
     pub traffic_access_token: Option<Arc<str>>,
     /// The `Host` that user ports see, with `${PORT}` still in it.
     pub mask_request_host: Option<Arc<str>>,
+    /// User ports that speak TLS inside.
+    pub https_ports: Arc<[u16]>,
     /// Resolves when this run ends (kill, pause, exit): open streams must be cut then.
     pub ended: CancellationToken,
 }

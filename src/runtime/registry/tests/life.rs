@@ -49,6 +49,7 @@ async fn tokens_follow_the_spec_and_reach_the_proxy() {
     let network = NetworkConfig {
         allow_public_traffic: Some(false),
         mask_request_host: Some("localhost:${PORT}".to_owned()),
+        https_ports: vec![8443],
         ..NetworkConfig::default()
     };
     let spec = SandboxSpec { secure: false, network: Some(network), ..stage.spec() };
@@ -58,6 +59,7 @@ async fn tokens_follow_the_spec_and_reach_the_proxy() {
     assert_eq!(target.traffic_access_token.as_deref(), sandbox.traffic_access_token.as_deref());
     assert!(target.traffic_access_token.is_some());
     assert_eq!(target.mask_request_host.as_deref(), Some("localhost:${PORT}"));
+    assert_eq!(*target.https_ports, [8443]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -27,6 +27,23 @@ FORWARDED = [
     ("X-Forwarded-Proto", "https"), ("X-Forwarded-Port", "1"), ("X-Forwarded-Server", "x"),
 ]
 
+TLS_SERVER = """
+import http.server, ssl
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        body = f"by {self.connection.version()}".encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+context.load_cert_chain("/tmp/cert.pem", "/tmp/key.pem")
+server = http.server.ThreadingHTTPServer(("127.0.0.1", 8443), Handler)
+server.socket = context.wrap_socket(server.socket, server_side=True)
+print("listening", flush=True)
+server.serve_forever()
+"""
+
 
 def row(text):
     return pytest.mark.row("edge", text)
@@ -128,6 +145,27 @@ def test_headers_pass(served):
     assert answer.field("authorization") == ["Basic eDp5"] and answer.field("x-access-token") == ["t"]
     for hop in ("x-hop", "keep-alive", "proxy-authorization"):
         assert answer.field(hop) == [], hop
+
+
+@row("A port of httpsPorts is spoken to in TLS by whatever certificate; one that does not speak it is closed.")
+def test_https_ports():
+    with Sandbox.create(timeout=60, network={"https_ports": [8443, 8000]}) as sandbox:
+        assert sandbox.get_info().network == {"https_ports": [8443, 8000]}
+        sandbox.commands.run(
+            "openssl req -x509 -newkey rsa:2048 -keyout /tmp/key.pem -out /tmp/cert.pem -days 1 -nodes -subj /CN=x"
+        )
+        sandbox.files.write("/tmp/tls.py", TLS_SERVER)
+        started = sandbox.commands.run("exec python3 /tmp/tls.py", background=True, timeout=0)
+        assert next(iter(started))[0] == "listening\n"
+        started.disconnect()
+        edge.serve(sandbox, 8000, 8001)
+        assert ask(name(sandbox, 8443)).body == b"by TLSv1.3"
+        message = "The sandbox is running but port is not open"
+        problem(ask(name(sandbox, 8000)), 502, sandboxId=sandbox.sandbox_id, message=message, port=8000)
+        assert ask(name(sandbox, 8001)).status == 200
+        sandbox.pause()
+        sandbox.connect()
+        assert ask(name(sandbox, 8443)).body == b"by TLSv1.3"
 
 
 @row("Path and query reach the server inside as they were sent, unclean and encoded.")
