@@ -353,6 +353,14 @@ impl Driver {
 
     /// From here on nobody finds it.
     fn vanish(&mut self) {
+        let known = match &*self.view.borrow() {
+            View::Running(live) => Some((live.record.spec.team, Arc::clone(&live.logs))),
+            View::Resting(rest) => Some((rest.record.spec.team, Arc::clone(&rest.logs))),
+            View::Creating | View::Killing { .. } | View::Gone | View::LetGo => None,
+        };
+        if let Some((team, logs)) = known {
+            self.world.past.keep(team, self.id, logs);
+        }
         self.view.send_if_modified(|view| {
             let first = !matches!(view, View::Killing { .. });
             if first {

@@ -11,6 +11,8 @@ pub const MAX_LINES: usize = 1000;
 pub const MAX_BYTES: usize = 512 * 1024;
 /// The longest line; what is longer is cut.
 pub const MAX_LINE: usize = 8 * 1024;
+/// What a line takes beside its text, about.
+const LINE_BYTES: usize = 256;
 
 /// One line of a guest's log.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,6 +45,12 @@ impl LogRing {
     /// The kept lines, oldest first.
     pub fn lines(&self) -> Vec<LogLine> {
         self.0.lock().lines.iter().cloned().collect()
+    }
+
+    /// Bytes that the kept lines take, about.
+    pub(super) fn held(&self) -> usize {
+        let kept = self.0.lock();
+        kept.bytes + kept.lines.len() * LINE_BYTES
     }
 
     /// A line of the gateway's own, for the sandbox's owner.

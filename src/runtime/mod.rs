@@ -18,6 +18,7 @@ mod driver;
 #[cfg(feature = "fuzzing")]
 pub(crate) mod fuzzing;
 mod inside;
+mod past;
 mod queue;
 mod reaper;
 mod samples;

@@ -50,6 +50,7 @@ use super::{
     admission::{Admission, Seat},
     driver::{Command, Driver, EndCause, Inbox, Live, Manner, Rest, View},
     logs::LogRing,
+    past::Past,
     queue::{self, Refusal, Request},
     reaper::Reaper,
     samples::{self, History},
@@ -137,6 +138,7 @@ impl Registry {
             fault: std::sync::OnceLock::new(),
             inside: std::sync::OnceLock::new(),
             traces: Traces::default(),
+            past: Past::default(),
         });
         let collecting = images::collect(Arc::downgrade(&world));
         let stopped = stop_reaper.clone();
@@ -287,9 +289,12 @@ impl Registry {
         answer.await.map_err(|_| self.missing(id))?
     }
 
-    /// The last lines of the guest's log, oldest first.
+    /// The last lines of the guest's log, oldest first; for a while also of one that has ended.
     pub fn logs(&self, team: TeamId, id: SandboxId) -> Result<Vec<LogLine>, LifeError> {
-        Ok(self.shown(team, id)?.logs().lines())
+        match self.shown(team, id) {
+            Ok(shown) => Ok(shown.logs().lines()),
+            Err(error) => self.inner.world.past.logs(team, id).ok_or(error),
+        }
     }
 
     /// What a sandbox used from `start` to `end`, oldest first; of each `step` the last sample.

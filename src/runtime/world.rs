@@ -15,6 +15,7 @@ use super::{
     admission::{Admission, Floors, Purpose, Refused, Rules},
     engine::Engine,
     inside::HostApi,
+    past::Past,
     queue::Policy,
     reaper::Reaper,
     registry::{Held, LifeError},
@@ -93,6 +94,7 @@ pub(super) struct World {
     pub(super) fault: OnceLock<Arc<dyn BootFault>>,
     pub(super) inside: OnceLock<Arc<dyn HostApi>>,
     pub(super) traces: Traces,
+    pub(super) past: Past,
 }
 
 // === impl Phase ===

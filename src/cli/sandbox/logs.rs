@@ -80,6 +80,7 @@ struct Shown {
 
 pub(super) async fn run(args: LogsArgs, client: &Client) -> anyhow::Result<ExitCode> {
     let mut shown = Shown::default();
+    let mut ended = false;
     let mut lines = read(client, &args, "backward", None, args.lines).await?;
     lines.reverse();
     // With `-n 0` nothing is shown, but what is there counts as shown.
@@ -95,15 +96,28 @@ pub(super) async fn run(args: LogsArgs, client: &Client) -> anyhow::Result<ExitC
         if !args.follow {
             return Ok(ExitCode::SUCCESS);
         }
+        if ended {
+            note("the sandbox has ended");
+            return Ok(ExitCode::SUCCESS);
+        }
         tokio::time::sleep(PAUSE).await;
+        // Asked first: the log of an ended sandbox can still be read, and has its last lines.
+        ended = !exists(client, &args.id).await?;
         lines = match read(client, &args, "forward", Some(shown.millisecond), MOST).await {
-            Ok(lines) => lines,
             Err(error) if is_missing(&error) => {
-                note("the sandbox has ended");
-                return Ok(ExitCode::SUCCESS);
+                ended = true;
+                Vec::new()
             }
-            Err(error) => return Err(error),
+            read => read?,
         };
+    }
+}
+
+async fn exists(client: &Client, id: &str) -> anyhow::Result<bool> {
+    match client.get::<serde::de::IgnoredAny>(&format!("/sandboxes/{}", escaped(id))).await {
+        Ok(_) => Ok(true),
+        Err(error) if is_missing(&error) => Ok(false),
+        Err(error) => Err(error),
     }
 }
 

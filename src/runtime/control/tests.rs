@@ -95,6 +95,7 @@ fn stage() -> (Arc<Scripted>, mpsc::UnboundedReceiver<DuplexStream>, Identity, A
         fault: std::sync::OnceLock::new(),
         inside: std::sync::OnceLock::new(),
         traces: crate::runtime::traces::Traces::default(),
+        past: crate::runtime::past::Past::default(),
     });
     let now = world.now();
     let record = SandboxRecord {

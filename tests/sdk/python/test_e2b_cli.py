@@ -7,6 +7,7 @@ import pty
 import re
 import select
 import subprocess
+import threading
 import time
 
 import pytest
@@ -64,6 +65,29 @@ def test_logs_and_metrics(e2b, sandbox):
     assert "process start" in logs.stdout and "process end" in logs.stdout, logs
     metrics = e2b("sandbox", "metrics", sandbox.sandbox_id)
     assert re.search(r"CPU: .*2 Cores .*Memory: .*MiB .*Disk: .*MiB", metrics.stdout), metrics
+
+
+def test_followed_logs_end_well_with_the_sandbox(e2b, sandbox):
+    following = subprocess.Popen(
+        [NODE, CLI, "sandbox", "logs", "-f", sandbox.sandbox_id], env=e2b.environment, text=True, stdout=subprocess.PIPE
+    )
+    timer = threading.Timer(PROMPT_SECONDS, following.kill)
+    timer.start()
+    try:
+        sandbox.commands.run("true")
+        lines = []
+        while "process end" not in (line := following.stdout.readline()):
+            assert line, lines
+            lines.append(line)
+        sandbox.kill()
+        rest = following.communicate(timeout=PROMPT_SECONDS)[0]
+        assert following.returncode == 0 and "sandbox is closed" in rest, rest
+    finally:
+        timer.cancel()
+        following.kill()
+        following.wait()
+    afterwards = e2b("sandbox", "logs", sandbox.sandbox_id)
+    assert afterwards.returncode == 0 and "process end" in afterwards.stdout, afterwards
 
 
 def test_create_is_a_terminal(e2b):

@@ -192,6 +192,21 @@ async fn the_control_stream_is_attached_anew_after_a_cut() {
 }
 
 #[tokio::test]
+async fn the_log_of_an_ended_sandbox_can_be_read_by_its_team() {
+    let stage = Stage::new();
+    let registry = stage.registry();
+    let id = registry.create(stage.spec()).await.unwrap().record.id;
+    assert!(stage.engine.guest_log(id, "last words"));
+    eventually(|| registry.logs(stage.team, id).unwrap().len() == 1).await;
+    registry.kill(stage.team, id).await.unwrap();
+    stage.assert_empty(&registry).await;
+    assert_eq!(registry.logs(stage.team, id).unwrap()[0].message, "last words");
+    let other = TeamId::generate(&OsEntropy);
+    assert!(matches!(registry.logs(other, id), Err(LifeError::NotFound(_))));
+    assert!(matches!(registry.get(stage.team, id).await, Err(LifeError::NotFound(_))));
+}
+
+#[tokio::test]
 async fn many_at_once_are_all_answered() {
     let stage = Stage::new();
     let registry = stage.registry();
