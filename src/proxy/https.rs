@@ -4,8 +4,11 @@
 //! prove: none is looked at, as E2B looks at none, and whatever users sign for themselves will do.
 
 use std::{
+    io,
     net::{IpAddr, Ipv4Addr},
+    pin::Pin,
     sync::{Arc, OnceLock},
+    task::{Context, Poll, ready},
 };
 
 use rustls::{
@@ -17,7 +20,8 @@ use rustls::{
     crypto::ring,
     pki_types::{CertificateDer, ServerName, UnixTime},
 };
-use tokio_rustls::TlsConnector;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use super::error::Cause;
 use crate::runtime::link::LinkStream;
@@ -27,6 +31,10 @@ use crate::runtime::link::LinkStream;
 pub(super) struct Https {
     connector: Arc<OnceLock<TlsConnector>>,
 }
+
+/// A stream whose peer may end it without saying so in TLS: many servers do, and the length of a body
+/// that matters stands in HTTP.
+struct Inside(TlsStream<LinkStream>);
 
 /// Takes any certificate.
 #[derive(Debug)]
@@ -47,7 +55,7 @@ impl Https {
         };
         // An address is never sent as a server name: the server shows its only certificate.
         let inside = ServerName::IpAddress(IpAddr::V4(Ipv4Addr::LOCALHOST).into());
-        Ok(Box::new(connector.connect(inside, stream).await?))
+        Ok(Box::new(Inside(connector.connect(inside, stream).await?)))
     }
 }
 
@@ -69,6 +77,35 @@ fn connector() -> Result<TlsConnector, Error> {
     // Every sandbox is the same address: no session of one may be offered to another.
     config.resumption = Resumption::disabled();
     Ok(TlsConnector::from(Arc::new(config)))
+}
+
+// === impl Inside ===
+
+impl AsyncRead for Inside {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Poll::Ready(match ready!(Pin::new(&mut self.0).poll_read(cx, buffer)) {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(()),
+            read => read,
+        })
+    }
+}
+
+impl AsyncWrite for Inside {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
 }
 
 // === impl Anyone ===

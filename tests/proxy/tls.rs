@@ -19,7 +19,7 @@ use tokio::{
 };
 use tokio_rustls::{TlsAcceptor, TlsConnector, client::TlsStream};
 
-use super::rig::{DOMAIN, Rig, host, read_head, read_until, within};
+use super::rig::{DOMAIN, Rig, host, read_until, within};
 
 /// A certificate for this domain, and what a client must trust.
 fn certificate() -> (CertifiedKey, CertificateDer<'static>) {
@@ -150,18 +150,19 @@ async fn ports_that_speak_tls_inside_are_spoken_to_in_tls_by_any_certificate() {
     rig.listen(8443, move |stream| {
         let acceptor = acceptor.clone();
         async move {
-            let Ok(stream) = acceptor.accept(stream).await else { return };
-            let mut stream: Box<dyn firkin::runtime::link::ByteStream> = Box::new(stream);
-            let _ = read_head(&mut stream).await;
-            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\ninside").await;
-            let _ = stream.shutdown().await;
+            let Ok(mut stream) = acceptor.accept(stream).await else { return };
+            read_until(&mut stream, "\r\n\r\n").await;
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\n\r\ninside").await;
+            // No length, and no farewell in TLS: the end of the stream is the end of the body.
+            let _ = stream.flush().await;
+            let _ = stream.get_mut().0.shutdown().await;
         }
     });
     rig.tell(8000);
     let id = rig.sandbox().await;
     rig.change(id, |target| target.https_ports = Arc::from([8443, 8000]));
     let answer = rig.get(&host(8443, id), "/", &[]).await;
-    assert_eq!((answer.status, answer.body.as_str()), (200, "inside"));
+    assert_eq!((answer.status, answer.body.as_str()), (200, "6\r\ninside\r\n0\r\n\r\n"), "whole, in chunks");
 
     // Who does not speak it, though it was said to, is as good as a closed port.
     let answer = rig.get(&host(8000, id), "/", &[]).await;
