@@ -4,11 +4,14 @@
 //! its client knows only that bytes are missing. Between two envelopes there is room to say it:
 //! `unavailable`, upon which SDKs look whether the sandbox is gone. In the middle of an envelope, and
 //! in bodies of other kinds, an end of ours would hide what is missing: those break off.
+//!
+//! The JS SDKs look for the sandbox only when a stream breaks off, and take `unavailable` for a timeout:
+//! to them, and to the command line that is made of them, nothing is said.
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use http::{
     HeaderMap, Response, StatusCode,
-    header::{CONTENT_ENCODING, CONTENT_TYPE},
+    header::{CONTENT_ENCODING, CONTENT_TYPE, USER_AGENT},
 };
 use http_body::Body;
 use serde_json::json;
@@ -21,6 +24,10 @@ const STREAMS: &str = "application/connect+";
 const PREFIX: usize = 5;
 /// The flag of the last envelope.
 const LAST: u8 = 0b10;
+
+/// How clients begin to name themselves that look for the sandbox when a stream breaks off, and only
+/// then: the JS SDKs, and browsers, which do not let them say so.
+const BREAKS_OFF: [&str; 2] = ["e2b-js-sdk/", "Mozilla/"];
 
 /// How far a stream of envelopes has come.
 #[derive(Debug, Default)]
@@ -97,6 +104,12 @@ impl Envelopes {
     }
 }
 
+/// Whether whoever sent these looks for the sandbox when a stream ends with `unavailable`.
+pub(super) fn is_understood_by(headers: &HeaderMap) -> bool {
+    let agent = headers.get(USER_AGENT).map_or(&b""[..], |agent| agent.as_bytes());
+    !BREAKS_OFF.iter().any(|name| agent.starts_with(name.as_bytes()))
+}
+
 fn is_stream(headers: &HeaderMap) -> bool {
     headers.get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(STREAMS.as_bytes()))
 }
@@ -144,6 +157,17 @@ mod tests {
         assert_eq!(said["error"]["code"], "unavailable");
         let message = "the connection to sandbox i0123456789abcdefghij ended before the stream completed";
         assert_eq!(said["error"]["message"], message);
+    }
+
+    #[test]
+    fn who_looks_for_the_sandbox_only_when_a_stream_breaks_off_is_not_told() {
+        let told = |agent: &'static str| {
+            is_understood_by(&HeaderMap::from_iter([(USER_AGENT, http::HeaderValue::from_static(agent))]))
+        };
+        assert!(
+            !told("e2b-js-sdk/2.51.0") && !told("e2b-js-sdk/2.49.0 e2b-cli/2.19.0") && !told("Mozilla/5.0")
+        );
+        assert!(told("e2b-python-sdk/2.63.0") && told("curl/8.0") && is_understood_by(&HeaderMap::new()));
     }
 
     #[test]

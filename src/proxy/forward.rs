@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     connect::{Connector, Lease},
-    envelope::{Close, Envelopes},
+    envelope::{self, Close, Envelopes},
     error::{Cause, ProxyError},
     headers,
     limit::Share,
@@ -48,6 +48,7 @@ pub(super) async fn forward(connector: Connector, bound: Bound) -> Result<Respon
     let Bound { target, port, mut request, share, upgrade } = bound;
     let client = upgrade.map(|_| hyper::upgrade::on(&mut request));
     let hold = request.extensions_mut().remove::<Hold>();
+    let told = envelope::is_understood_by(request.headers());
     let (mut response, lease) = connector.send(&target, port, request).await?;
     headers::clean_response(&mut response);
     match (response.status(), client) {
@@ -60,7 +61,7 @@ pub(super) async fn forward(connector: Connector, bound: Bound) -> Result<Respon
             Err(ProxyError::closed("it changed to a protocol that nobody asked for"))
         }
         _ => {
-            let envelopes = Envelopes::of(&response);
+            let envelopes = told.then(|| Envelopes::of(&response)).flatten();
             let (id, ended) = (target.id, target.ended);
             Ok(response.map(|body| {
                 let (lease, complete, told) = (Some(lease), false, false);
