@@ -37,7 +37,7 @@ pub(super) fn accepted(headers: &HeaderMap, plain_only: bool) -> Result<Encoding
         .filter(|choice| !choice.name.is_empty())
         .collect();
     choices.sort_by(|a, b| b.quality.total_cmp(&a.quality));
-    let rejected = choices.iter().any(|choice| choice.name == "identity" && choice.quality == 0.0);
+    let rejected = rejects_identity(&choices);
     if plain_only {
         return if rejected { Err(EncodingError::NotAcceptable) } else { Ok(Encoding::Identity) };
     }
@@ -53,6 +53,13 @@ pub(super) fn accepted(headers: &HeaderMap, plain_only: bool) -> Result<Encoding
         None if rejected => Err(EncodingError::NotAcceptable),
         None => Ok(Encoding::Identity),
     }
+}
+
+/// Whether identity is refused, by its name or, when it is not named with a quality, by `*`.
+fn rejects_identity(choices: &[Choice]) -> bool {
+    let refuses = |name: &str| choices.iter().any(|choice| choice.name == name && choice.quality == 0.0);
+    let named = choices.iter().any(|choice| choice.name == "identity" && choice.quality != 0.0);
+    refuses("identity") || refuses("*") && !named
 }
 
 /// How the request's body travels.
@@ -112,6 +119,9 @@ mod tests {
         }
         assert_eq!(accept("identity;q=0, br"), Err(EncodingError::NotAcceptable));
         assert_eq!(accept("identity;q=0, gzip;q=0"), Err(EncodingError::NotAcceptable));
+        assert_eq!(accept("*;q=0"), Err(EncodingError::NotAcceptable));
+        assert_eq!(accept("gzip, *;q=0"), Ok(Encoding::Gzip));
+        assert_eq!(accept("*;q=0, identity;q=0.5"), Ok(Encoding::Identity));
     }
 
     #[test]
@@ -119,8 +129,10 @@ mod tests {
         let mut headers = HeaderMap::new();
         headers.insert(header::ACCEPT_ENCODING, "gzip".parse().unwrap());
         assert_eq!(accepted(&headers, true), Ok(Encoding::Identity));
-        headers.insert(header::ACCEPT_ENCODING, "gzip, identity;q=0".parse().unwrap());
-        assert_eq!(accepted(&headers, true), Err(EncodingError::NotAcceptable));
+        for refused in ["gzip, identity;q=0", "gzip; q=1,*; q=0"] {
+            headers.insert(header::ACCEPT_ENCODING, refused.parse().unwrap());
+            assert_eq!(accepted(&headers, true), Err(EncodingError::NotAcceptable), "{refused}");
+        }
     }
 
     #[test]

@@ -147,7 +147,7 @@ pub(super) async fn decoded(raw: Pieces, headers: &HeaderMap) -> Result<Pieces, 
             let mut pieces = ReaderStream::with_capacity(decoder, DECODED);
             match pieces.next().await {
                 Some(Ok(first)) => Ok(futures_util::stream::iter([Ok(first)]).chain(pieces).boxed()),
-                Some(Err(error)) => Err(refused(&error)),
+                Some(Err(error)) => Err(refused(&format_args!("failed to create gzip reader: {error}"))),
                 None => Ok(pieces.boxed()),
             }
         }

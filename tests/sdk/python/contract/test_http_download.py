@@ -158,7 +158,7 @@ def test_the_type_of_a_compressed_file(box, place):
 
 
 @row("No acceptable encoding: 406.")
-@pytest.mark.parametrize("accept", ["identity;q=0", "br, identity;q=0", "gzip;q=0, identity;q=0"])
+@pytest.mark.parametrize("accept", ["identity;q=0", "br, identity;q=0", "gzip;q=0, identity;q=0", "*;q=0"])
 def test_nothing_acceptable(box, digits, accept):
     assert box.problem("GET", url(digits), headers={"Accept-Encoding": accept}) == (
         406, "error parsing Accept-Encoding: no acceptable encoding found, supported: [gzip]"
@@ -226,8 +226,9 @@ def test_a_range_of_nothing(box, place):
 @row("Range or a condition with identity rejected: 406.")
 @pytest.mark.parametrize("name, value", [("Range", "bytes=0-1"), ("If-None-Match", "*"), ("If-Modified-Since", EPOCH_TEXT)])
 def test_ranges_are_plain_alone(box, digits, name, value):
-    headers = {name: value, "Accept-Encoding": "gzip, identity;q=0"}
-    assert box.problem("GET", url(digits), headers=headers)[0] == 406
+    for accept in ("gzip, identity;q=0", "gzip; q=1,*; q=0"):
+        headers = {name: value, "Accept-Encoding": accept}
+        assert box.problem("GET", url(digits), headers=headers)[0] == 406, accept
 
 
 @row("If-Modified-Since and If-None-Match: 304 without body, or the file.")
