@@ -3,7 +3,7 @@
 //! Every machine has a group in each hierarchy of use, below the instance's own tree:
 //! ```text
 //!   firkin-<n>/<sandbox>          the whole machine: cpu weight, freeze, kill, memory + the guest's share
-//!             /<sandbox>/guest    pid 1 and its own helpers
+//!             /<sandbox>/guest    pid 1 and its own helpers, where it must be apart from the whole
 //!             /<sandbox>/work     the user's processes: memory and process limits
 //! ```
 //! so that a greedy process meets its own limit and the guest lives on. Which hierarchies are
@@ -68,14 +68,26 @@ pub(crate) struct Handles {
     pub(crate) v2: bool,
 }
 
+/// The inner groups of a machine in one hierarchy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Inner {
+    /// None: all of the machine is one group.
+    None,
+    /// One for the user's processes; the guest is in the machine's own. Each group of the memory controller takes
+    /// memory itself, and time of the whole host when it goes.
+    Work,
+    /// One for the user's processes and one for the guest.
+    Both,
+}
+
 /// One mounted cgroup hierarchy.
 trait Hierarchy: fmt::Debug {
     /// The instance's directory in it.
     fn root(&self) -> &Path;
     /// Prepares the instance's directory, which exists, for groups.
     fn establish(&self) -> io::Result<()>;
-    /// Whether machines have the two inner groups here.
-    fn split(&self) -> bool;
+    /// Which inner groups machines have here.
+    fn inner(&self) -> Inner;
     /// Sets the limits of a group whose directories exist.
     fn limit(&self, group: &Path, limits: &Limits) -> io::Result<()>;
     /// Adds what the guest may read of a group.
@@ -197,11 +209,14 @@ impl Cgroups {
             let group = hierarchy.root().join(name);
             let (guest, work) = (group.join("guest"), group.join("work"));
             make(&group)?;
-            if hierarchy.split() {
+            let inner = hierarchy.inner();
+            if inner != Inner::None {
                 hierarchy.establish_group(&group)?;
-                make(&guest)?;
                 make(&work)?;
                 handles.work.push(open_procs(&work)?);
+            }
+            if inner == Inner::Both {
+                make(&guest)?;
                 handles.guest.push(open_procs(&guest)?);
             } else {
                 handles.guest.push(open_procs(&group)?);

@@ -9,7 +9,8 @@ use std::{
 use rustix::process::{Pid, Signal};
 
 use super::{
-    GUEST_MEMORY, GUEST_PIDS, Handles, Hierarchy, Limits, Reclaim, WORK_PIDS, put, read_key, read_number,
+    GUEST_MEMORY, GUEST_PIDS, Handles, Hierarchy, Inner, Limits, Reclaim, WORK_PIDS, put, read_key,
+    read_number,
     reclaim::{Manner, is_offered},
 };
 use crate::wire::warden::MachineStats;
@@ -64,8 +65,12 @@ impl Hierarchy for V1 {
         Ok(())
     }
 
-    fn split(&self) -> bool {
-        matches!(self.controller, Controller::Memory | Controller::Pids)
+    fn inner(&self) -> Inner {
+        match self.controller {
+            Controller::Memory => Inner::Work,
+            Controller::Pids => Inner::Both,
+            Controller::Cpu | Controller::Cpuacct | Controller::Freezer => Inner::None,
+        }
     }
 
     fn limit(&self, group: &Path, limits: &Limits) -> io::Result<()> {

@@ -7,7 +7,8 @@ use std::{
 };
 
 use super::{
-    GUEST_MEMORY, GUEST_PIDS, Handles, Hierarchy, Limits, Reclaim, WORK_PIDS, put, read_key, read_number,
+    GUEST_MEMORY, GUEST_PIDS, Handles, Hierarchy, Inner, Limits, Reclaim, WORK_PIDS, put, read_key,
+    read_number,
     reclaim::{Manner, is_offered},
 };
 use crate::wire::warden::MachineStats;
@@ -47,8 +48,8 @@ impl Hierarchy for V2 {
         put(&self.root.join("cgroup.subtree_control"), all_controllers())
     }
 
-    fn split(&self) -> bool {
-        self.controllers
+    fn inner(&self) -> Inner {
+        if self.controllers { Inner::Both } else { Inner::None }
     }
 
     fn limit(&self, group: &Path, limits: &Limits) -> io::Result<()> {

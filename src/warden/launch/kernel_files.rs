@@ -187,14 +187,23 @@ impl KernelFiles {
     }
 
     fn hide(&self, base: BorrowedFd<'_>, path: &str) -> io::Result<()> {
-        let cover = match exists(base, path)? {
-            None => return Ok(()),
-            Some(FileType::Directory) => {
-                make("tmpfs", &[("mode", "755"), ("size", "4k")], QUIET | MountAttrFlags::MOUNT_ATTR_RDONLY)?
-            }
-            Some(_) => clone(self.dev.as_fd(), "null")?,
-        };
-        attach(cover.as_fd(), open(base, path)?.as_fd())
+        match exists(base, path)? {
+            None => Ok(()),
+            Some(FileType::Directory) => self.empty(base, path),
+            Some(_) => attach(clone(self.dev.as_fd(), "null")?.as_fd(), open(base, path)?.as_fd()),
+        }
+    }
+
+    /// Shows nothing in place of a kernel directory: a directory in memory without a name. Not a file system of
+    /// its own, since the kernel looks through all there are whenever a control group goes.
+    fn empty(&self, base: BorrowedFd<'_>, path: &str) -> io::Result<()> {
+        const NAME: &str = ".nothing";
+        rustix::fs::mkdirat(&self.dev, NAME, Mode::from_raw_mode(0o755))?;
+        let cover = clone(self.dev.as_fd(), NAME)?;
+        let quiet = MountAttr::NO_SUID.and(MountAttr::NO_DEV).and(MountAttr::NO_EXEC);
+        syscall::mount_setattr(cover.as_fd(), MountAttr::READ_ONLY.and(quiet), None)?;
+        attach(cover.as_fd(), open(base, path)?.as_fd())?;
+        Ok(rustix::fs::unlinkat(&self.dev, NAME, AtFlags::REMOVEDIR)?)
     }
 }
 
