@@ -2,11 +2,12 @@
 //!
 //! A Connect stream says how it ended in its last envelope. One that breaks off says nothing, and
 //! its client knows only that bytes are missing. Between two envelopes there is room to say it:
-//! `unavailable`, upon which SDKs look whether the sandbox is gone. In the middle of an envelope, and
-//! in bodies of other kinds, an end of ours would hide what is missing: those break off.
+//! `unavailable`. In the middle of an envelope, and in bodies of other kinds, an end of ours would hide
+//! what is missing: those break off.
 //!
-//! The JS SDKs look for the sandbox only when a stream breaks off, and take `unavailable` for a timeout:
-//! to them, and to the command line that is made of them, nothing is said.
+//! SDKs look whether the sandbox is gone when a stream breaks off, in every version. Upon `unavailable`
+//! only the newest Python ones do; the others take it for a timeout. So nothing is said to SDKs, nor to
+//! the command line that is made of them.
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use http::{
@@ -25,9 +26,9 @@ const PREFIX: usize = 5;
 /// The flag of the last envelope.
 const LAST: u8 = 0b10;
 
-/// How clients begin to name themselves that look for the sandbox when a stream breaks off, and only
-/// then: the JS SDKs, and browsers, which do not let them say so.
-const BREAKS_OFF: [&str; 2] = ["e2b-js-sdk/", "Mozilla/"];
+/// How clients begin to name themselves that look for the sandbox when a stream breaks off: the SDKs, the
+/// library by which the newer Python ones call, and browsers, which do not let them say so.
+const BREAKS_OFF: [&str; 4] = ["e2b-js-sdk/", "e2b-python-sdk/", "connectrpc/", "Mozilla/"];
 
 /// How far a stream of envelopes has come.
 #[derive(Debug, Default)]
@@ -104,7 +105,7 @@ impl Envelopes {
     }
 }
 
-/// Whether whoever sent these looks for the sandbox when a stream ends with `unavailable`.
+/// Whether whoever sent these is told `unavailable`, instead of finding the stream broken off.
 pub(super) fn is_understood_by(headers: &HeaderMap) -> bool {
     let agent = headers.get(USER_AGENT).map_or(&b""[..], |agent| agent.as_bytes());
     !BREAKS_OFF.iter().any(|name| agent.starts_with(name.as_bytes()))
@@ -160,14 +161,15 @@ mod tests {
     }
 
     #[test]
-    fn who_looks_for_the_sandbox_only_when_a_stream_breaks_off_is_not_told() {
+    fn who_looks_for_the_sandbox_when_a_stream_breaks_off_is_not_told() {
         let told = |agent: &'static str| {
             is_understood_by(&HeaderMap::from_iter([(USER_AGENT, http::HeaderValue::from_static(agent))]))
         };
         assert!(
             !told("e2b-js-sdk/2.51.0") && !told("e2b-js-sdk/2.49.0 e2b-cli/2.19.0") && !told("Mozilla/5.0")
         );
-        assert!(told("e2b-python-sdk/2.63.0") && told("curl/8.0") && is_understood_by(&HeaderMap::new()));
+        assert!(!told("e2b-python-sdk/2.30.0 some-integration/1") && !told("connectrpc/0.11.1"));
+        assert!(told("connect-go/1.18.1") && told("curl/8.0") && is_understood_by(&HeaderMap::new()));
     }
 
     #[test]

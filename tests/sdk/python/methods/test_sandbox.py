@@ -3,6 +3,7 @@
 import asyncio
 import datetime
 import inspect
+import os
 import time
 
 import pytest
@@ -120,7 +121,11 @@ async def test_a_command_ends_with_its_sandbox(sdk):
     mine = await own(sdk)
     command = await mine.start("sleep 61")
     await mine.box.kill()
-    with pytest.raises((SandboxException, TimeoutException)):
+    # The SDKs look for the sandbox when the stream breaks off, and say what they found; 2.45 does not look
+    # where HTTP/1.1 is spoken.
+    looks = not (VERSION.startswith("2.45.") and "E2B_DOMAIN" not in os.environ)
+    said = "sandbox was killed or reached its end of life" if looks else "likely due to sandbox timeout"
+    with pytest.raises((SandboxException, TimeoutException), match=said):
         await command.wait()
 
 
