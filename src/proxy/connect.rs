@@ -106,7 +106,8 @@ impl Connector {
             }
         }
         let mut stream = open(target, port).await?;
-        if target.https_ports.contains(&port) {
+        // The guest's own services stay what they are, whatever a create lists.
+        if home.is_none() && target.https_ports.contains(&port) {
             stream = self.shake(target, stream).await?;
         }
         if home.is_none() && request.body().is_end_stream() && !request.headers().contains_key(UPGRADE) {

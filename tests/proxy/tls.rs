@@ -170,4 +170,9 @@ async fn ports_that_speak_tls_inside_are_spoken_to_in_tls_by_any_certificate() {
     assert!(answer.body.contains("port is not open"), "{answer:?}");
     rig.change(id, |target| target.https_ports = Arc::from([443]));
     assert_eq!(rig.get(&host(8000, id), "/", &[]).await.status, 200);
+
+    // Envd's port is not the user's: listed or not, it is spoken to as ever.
+    rig.tell(49_983);
+    rig.change(id, |target| target.https_ports = Arc::from([49_983]));
+    assert_eq!(rig.get(&host(49_983, id), "/", &[]).await.status, 200);
 }
