@@ -14,23 +14,19 @@ mod freshness;
 mod handles;
 mod images;
 mod liveness;
+mod observed;
 mod pressure;
 mod recover;
 mod room;
 mod wake;
 mod words;
 
-use std::{
-    fmt,
-    sync::{Arc, Weak},
-    time::Duration,
-};
+use std::{fmt, sync::Arc, time::Duration};
 
-use futures_util::StreamExt as _;
 use jiff::Timestamp;
 use tokio::{
     sync::{Semaphore, oneshot, watch},
-    time::{Instant, MissedTickBehavior, timeout},
+    time::{Instant, timeout},
 };
 use tokio_util::{
     sync::{CancellationToken, DropGuard},
@@ -48,12 +44,10 @@ pub use self::{
 };
 use super::{
     admission::{Admission, Seat},
-    driver::{Command, Driver, EndCause, Inbox, Live, Manner, Rest, View},
-    logs::LogRing,
+    driver::{Command, Driver, EndCause, Inbox, Live, Manner, View},
     past::Past,
     queue::{self, Refusal, Request},
     reaper::Reaper,
-    samples::{self, History},
     traces::Traces,
     world::World,
 };
@@ -74,13 +68,10 @@ use crate::{
     runtime::engine::Engine,
     sandbox::{Egress, SandboxRecord, SandboxSpec, SandboxState, freshness::Freshness},
     store::Store,
-    wire::control::ToGuest,
 };
 
 /// How long a kill is waited for: its answer comes when no process is left, or after this.
 pub const KILL_BOUND: Duration = Duration::from_secs(5);
-/// How long a guest has to hear how full its disk is.
-const TELLING: Duration = Duration::from_secs(1);
 /// How long a shutdown takes at most.
 pub const SHUTDOWN_BOUND: Duration = Duration::from_secs(10);
 
@@ -119,7 +110,7 @@ impl Registry {
             .run(Arc::clone(&clock), move |id| told.upgrade().is_none_or(|handles| handles.expire(id)));
         let stopped = stop_reaper.clone();
         tokio::spawn(async move { stopped.run_until_cancelled(reaping).await });
-        let sampling = sample(Arc::downgrade(&handles), Arc::clone(&clock));
+        let sampling = observed::sample(Arc::downgrade(&handles), Arc::clone(&clock));
         let stopped = stop_reaper.clone();
         tokio::spawn(async move { stopped.run_until_cancelled(sampling).await });
         let world = Arc::new(World {
@@ -289,31 +280,6 @@ impl Registry {
         answer.await.map_err(|_| self.missing(id))?
     }
 
-    /// The last lines of the guest's log, oldest first; for a while also of one that has ended.
-    pub fn logs(&self, team: TeamId, id: SandboxId) -> Result<Vec<LogLine>, LifeError> {
-        match self.shown(team, id) {
-            Ok(shown) => Ok(shown.logs().lines()),
-            Err(error) => self.inner.world.past.logs(team, id).ok_or(error),
-        }
-    }
-
-    /// What a sandbox used from `start` to `end`, oldest first; of each `step` the last sample.
-    pub fn metrics(
-        &self,
-        team: TeamId,
-        id: SandboxId,
-        start: Timestamp,
-        end: Timestamp,
-    ) -> Result<Vec<Sample>, LifeError> {
-        let window = Duration::try_from(end.duration_since(start)).unwrap_or_default();
-        Ok(self.shown(team, id)?.samples().between(start, end, samples::step(window)))
-    }
-
-    /// The newest sample of a sandbox; none when there is none yet.
-    pub fn latest_sample(&self, team: TeamId, id: SandboxId) -> Result<Option<Sample>, LifeError> {
-        Ok(self.shown(team, id)?.samples().latest())
-    }
-
     /// A client of the envd of a running sandbox of the team, with the sandbox's own token.
     pub fn envd(&self, team: TeamId, id: SandboxId) -> Result<EnvdClient, LifeError> {
         let live = self.live(team, id)?;
@@ -416,16 +382,6 @@ impl Registry {
         }
     }
 
-    /// A sandbox that serves or rests.
-    fn shown(&self, team: TeamId, id: SandboxId) -> Result<Shown, LifeError> {
-        match &*self.handle(team, id)?.view.borrow() {
-            View::Running(live) => Ok(Shown::Live(Arc::clone(live))),
-            View::Resting(rest) => Ok(Shown::Rest(Arc::clone(rest))),
-            View::Killing { .. } => Err(LifeError::NotFound(id)),
-            View::Creating | View::Gone | View::LetGo => Err(self.missing(id)),
-        }
-    }
-
     fn handle(&self, team: TeamId, id: SandboxId) -> Result<Handle, LifeError> {
         self.inner.handles.of(team, id).ok_or_else(|| self.missing(id))
     }
@@ -477,37 +433,6 @@ impl Registry {
     }
 }
 
-/// What is known of a sandbox that serves or rests.
-enum Shown {
-    Live(Arc<Live>),
-    Rest(Arc<Rest>),
-}
-
-// === impl Shown ===
-
-impl Shown {
-    fn record(&self) -> &SandboxRecord {
-        match self {
-            Self::Live(live) => &live.record,
-            Self::Rest(rest) => &rest.record,
-        }
-    }
-
-    fn logs(&self) -> &LogRing {
-        match self {
-            Self::Live(live) => &live.logs,
-            Self::Rest(rest) => &rest.logs,
-        }
-    }
-
-    fn samples(&self) -> &History {
-        match self {
-            Self::Live(live) => &live.samples,
-            Self::Rest(rest) => &rest.samples,
-        }
-    }
-}
-
 impl fmt::Debug for Registry {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.debug_struct("Registry").field("sandboxes", &self.len()).finish_non_exhaustive()
@@ -536,40 +461,6 @@ impl TokenKey {
         let envd_access_token = record.spec.secure.then(|| self.envd(record.id));
         let traffic_access_token = (!record.spec.public_traffic()).then(|| self.traffic(record.id));
         Sandbox { record, envd_access_token, traffic_access_token }
-    }
-}
-
-/// Measures all serving sandboxes in turn, for as long as the registry is there.
-async fn sample(handles: Weak<Handles>, clock: Arc<dyn Clock>) {
-    let mut ticks = tokio::time::interval(samples::PERIOD);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        ticks.tick().await;
-        let Some(serving) = handles.upgrade().map(|handles| handles.serving()) else { return };
-        let measures = futures_util::stream::iter(serving).map(|live| {
-            let now = clock.now();
-            async move { measure(&live, now).await }
-        });
-        measures.buffer_unordered(samples::AT_ONCE).collect::<()>().await;
-    }
-}
-
-/// Measures a serving sandbox; its guest, and its owner, hear what they should.
-async fn measure(live: &Live, now: Timestamp) {
-    let samples = &live.samples;
-    samples.sample(&*live.machine, live.record.spec.resources, now).await;
-    samples.charge(&live.seat);
-    let ended = samples.writers_ended();
-    if ended > 0 {
-        let text = format!("the disk is far over its size: {ended} processes that wrote to it were ended");
-        live.logs.note("warn", &text, now);
-    }
-    if let Some(used_bytes) = samples.disk_news() {
-        let told = live.asker.ask(move |seq| ToGuest::Disk { seq, used_bytes });
-        // A guest that is about to be frozen, or is of an earlier version, is told again.
-        if let Ok(Ok(())) = tokio::time::timeout(TELLING, told).await {
-            samples.disk_told(used_bytes);
-        }
     }
 }
 
